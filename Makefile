@@ -1,0 +1,57 @@
+# make demo and make test do their own set-up: they need Python 3.11 or newer, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
+# torch comes first and exactly: an open range would pull gigabytes of GPU packages.
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# One thread each: the tests run side by side.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help demo test test-slow docs benchmarks clean
+
+help:
+	@echo "make demo        train a network on digits and show what that does to its kernel"
+	@echo "make test        lint, types and tests"
+	@echo "make test-slow   the tests that take minutes"
+	@echo "make docs        build the documentation into site/"
+	@echo "make benchmarks  measure speed and accuracy"
+	@echo "make clean       remove what make has made"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once; some minutes for torch)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "ntkscope needs Python 3.11 or newer; run: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH)
+	@$(PIP) --editable '.[dev,paper]' --constraint constraints.txt
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	@$(PIP) --editable '.[docs]' --constraint constraints.txt
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/ntkscope demo
+
+test: $(READY)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@$(TEST_ENV) $(BIN)/python -m pytest --quiet -n 2 --dist loadgroup -m "not slow and not gpu"
+
+test-slow: $(READY)
+	@$(TEST_ENV) $(BIN)/python -m pytest --quiet -n 2 --dist loadgroup -m slow
+
+docs: $(DOCS_READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Wrote site/index.html"
+
+benchmarks: $(READY)
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) site ntkscope-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,18 @@
+"""Measure the empirical Neural Tangent Kernel of real networks, without forming it.
+
+>>> import torch, ntkscope
+>>> ntk = ntkscope.NTK(torch.nn.Linear(3, 2), torch.eye(3))
+>>> ntk.trace(method="exact").value
+12.0
+"""
+
+from __future__ import annotations
+
+from ntkscope import estimators
+from ntkscope.estimate import Cost, Estimate, Measurement
+from ntkscope.jacobian.rules import Rule, add_rule
+from ntkscope.ntk import NTK
+
+__version__ = "0.1.0"
+
+__all__ = ["NTK", "Cost", "Estimate", "Measurement", "Rule", "__version__", "add_rule", "estimators"]

@@ -1,0 +1,149 @@
+"""Run a model's forward pass in operations that can be differentiated twice and in forward mode."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._decomp import decomposition_table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["differentiable_operations", "has_recurrence", "load_forward_mode", "plain_recurrences"]
+
+_RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+
+
+def has_recurrence(model: nn.Module) -> bool:
+    """Whether a fused recurrent layer (``nn.RNN``, ``nn.GRUCell``, ...) is part of the model."""
+    return any(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in model.modules())
+
+
+class _PlainRecurrences(TorchFunctionMode):
+    """Sends fused recurrent layers through torch's own decomposition into linear layers and gates.
+
+    cuDNN and mkldnn kernels have no double backward, no forward mode and no vmap.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plain = {getattr(torch, name): _decomposed(name) for name in _RECURRENT} | _CELLS
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        plain = self._plain.get(func)
+        if plain is None:
+            return func(*args, **(kwargs or {}))
+        with _without_mkldnn():
+            return plain(*args, **(kwargs or {}))
+
+
+def load_forward_mode() -> None:
+    """Load torch's forward-mode rules, which it would load at the first forward product.
+
+    It warns then of its own use of torch.jit, which is none of the user's business.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._decomp.decompositions_for_jvp  # noqa: F401
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """The decomposition of an LSTM takes mkldnn's fused layer where it is allowed to."""
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
+def _decomposed(name: str) -> Callable[..., Any]:
+    """The recurrent function ``torch.<name>`` by plain operations, padded or packed."""
+    packet = getattr(torch.ops.aten, name)
+    padded, packed = decomposition_table[packet.input], decomposition_table[packet.data]
+
+    def call(*args: Any) -> Any:
+        # Packed sequences come as (data, batch_sizes, ...), padded ones as (input, hidden, ...).
+        is_packed = isinstance(args[1], torch.Tensor) and not args[1].is_floating_point()
+        layers, dropout, training = args[5:8] if is_packed else args[4:7]
+        if training and dropout > 0 and layers > 1:
+            raise ValueError(
+                f"a recurrent layer in training mode has dropout {dropout}, so the model is random; "
+                "call model.eval() first"
+            )
+        if not is_packed:
+            return padded(*args)
+        return packed(args[0], args[1].tolist(), *args[2:])
+
+    return call
+
+
+def _gates(count: int, x: Tensor, hidden: Tensor, *weights: Tensor | None) -> tuple[list[Any], list[Any]]:
+    """The input's and the hidden state's part of every gate."""
+    input_weight, hidden_weight, input_bias, hidden_bias = [*weights, None, None][:4]
+    parts = [F.linear(x, input_weight, input_bias), F.linear(hidden, hidden_weight, hidden_bias)]  # type: ignore[arg-type]
+    first, second = (part.chunk(count, dim=-1) for part in parts)
+    return list(first), list(second)
+
+
+def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def cell(x: Tensor, hidden: Tensor, *weights: Tensor | None) -> Tensor:
+        (ours,), (theirs,) = _gates(1, x, hidden, *weights)
+        return activation(ours + theirs)
+
+    return cell
+
+
+def _gru_cell(x: Tensor, hidden: Tensor, *weights: Tensor | None) -> Tensor:
+    ours, theirs = _gates(3, x, hidden, *weights)
+    reset, update = (torch.sigmoid(a + b) for a, b in zip(ours[:2], theirs[:2], strict=True))
+    candidate = torch.tanh(ours[2] + reset * theirs[2])
+    return candidate + update * (hidden - candidate)
+
+
+def _lstm_cell(x: Tensor, state: Sequence[Tensor], *weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    ours, theirs = _gates(4, x, state[0], *weights)
+    take, forget, candidate, show = (a + b for a, b in zip(ours, theirs, strict=True))
+    memory = torch.sigmoid(forget) * state[1] + torch.sigmoid(take) * torch.tanh(candidate)
+    return torch.sigmoid(show) * torch.tanh(memory), memory
+
+
+_CELLS: dict[Any, Callable[..., Any]] = {
+    torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
+    torch.rnn_relu_cell: _rnn_cell(torch.relu),
+    torch.gru_cell: _gru_cell,
+    torch.lstm_cell: _lstm_cell,
+}
+
+
+def plain_recurrences() -> TorchFunctionMode:
+    """A context in which fused recurrent layers run by plain operations: same weights, same result."""
+    return _PlainRecurrences()
+
+
+@contextmanager
+def differentiable_operations(*, recurrent: bool = False) -> Iterator[None]:
+    """Choose kernels that every product can pass through, and put the old choice back.
+
+    Attention takes the math backend (the fused ones have no forward mode and fall back to a
+    slow loop under vmap), transformer layers skip their inference path, and recurrent layers
+    run by plain operations.
+
+    Args:
+        recurrent: Whether the model has fused recurrent layers.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), plain_recurrences() if recurrent else nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)

@@ -1,0 +1,75 @@
+"""A progress bar with the running value and its error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ntkscope.estimate import Estimate
+
+__all__ = ["Report", "progress_bar"]
+
+
+class Report:
+    """What running computations call.
+
+    Args:
+        show: Takes (completed share or ``None``, text).
+        forward: The caller's own callback, if progress was one.
+    """
+
+    def __init__(
+        self,
+        show: Callable[[float | None, str], None] | None = None,
+        forward: Callable[[Estimate, int, int | None], None] | None = None,
+    ) -> None:
+        self._show = show
+        self._forward = forward
+
+    def __call__(self, estimate: Estimate, spent: int, budget: int | None) -> None:
+        """An estimate so far, and the products that were spent on it."""
+        if self._forward is not None:
+            self._forward(estimate, spent, budget)
+        if self._show is not None:
+            self._show(spent / budget if budget else None, f"{estimate.value_text()}, {spent:,} products")
+
+    def fraction(self, done: int, total: int) -> None:
+        """How much of an exact computation is done."""
+        if self._show is not None:
+            self._show(done / max(total, 1), "")
+
+
+@contextmanager
+def progress_bar(progress: bool | Callable[..., None], title: str) -> Iterator[Report]:
+    """A bar on the terminal (or in a notebook) for ``True``; a call of one's own for a callable.
+
+    Args:
+        progress: Whether to show a bar, or a function of (estimate, spent, budget).
+        title: What is measured.
+    """
+    if callable(progress):
+        yield Report(forward=progress)
+        return
+    if not progress:
+        yield Report()
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns: list[Any] = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[value]}"),
+        TimeElapsedColumn(),
+    ]
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(title.replace("_", " "), total=None, value="")
+
+        def show(share: float | None, text: str) -> None:
+            if share is None:
+                bar.update(task, value=text)
+            else:
+                bar.update(task, total=1.0, completed=share, value=text)
+
+        yield Report(show)
