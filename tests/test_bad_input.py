@@ -189,7 +189,8 @@ USING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "short-vector": (
         lambda: _ntk() @ torch.ones(11),
         ValueError,
-        r"expected a vector of shape \(12,\) or a block of columns \(12, k\), since n=12; found shape \(11,\)",
+        r"expected a vector of shape \(12,\) or a block of columns \(12, k\), "
+        r"since n=12; found shape \(11,\)",
     ),
     "row-of-columns": (lambda: _ntk() @ np.ones((3, 12)), ValueError, r"found shape \(3, 12\)"),
     "three-axes": (lambda: _ntk().vjp(torch.ones(12, 1, 1)), ValueError, r"found shape \(12, 1, 1\)"),
@@ -266,7 +267,7 @@ def test_scipy_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
-    with pytest.raises(ImportError, match="to_scipy.. needs SciPy; install it with: pip install scipy"):
+    with pytest.raises(ImportError, match=r"to_scipy\(\) needs SciPy; install it with: pip install scipy"):
         _ntk().to_scipy()
 
 

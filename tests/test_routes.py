@@ -59,7 +59,7 @@ def test_alignment_with_a_matrix() -> None:
 
 def test_kernels_with_other_sample_axes_are_compared_by_rows() -> None:
     plain = BY_NAME["samples-last"]
-    model, x = plain.make()
+    model, _ = plain.make()
     square = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     first = NTK(model, square)
     second = NTK(torch.nn.Linear(4, 3).double(), square)

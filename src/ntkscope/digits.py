@@ -91,7 +91,7 @@ def train(
         for batch in torch.split(order, _BATCH):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             progress(loss.item())
 

@@ -68,7 +68,7 @@ def _find_factory(reference: str) -> Callable[[], Any]:
         raise LoadingError(
             f"{reference} is {kind_of(found)}, expected a function without arguments that returns a model"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _import(name: str) -> Any:

@@ -145,8 +145,8 @@ class NTK:
         block = torch.as_tensor(np.asarray(v)) if from_numpy else v
         if block.dim() not in (1, 2) or block.shape[0] != size:
             raise ValueError(
-                f"expected a vector of shape ({size},) or a block of columns ({size}, k), since {name}={size}; "
-                f"found shape {tuple(block.shape)}"
+                f"expected a vector of shape ({size},) or a block of columns ({size}, k), "
+                f"since {name}={size}; found shape {tuple(block.shape)}"
             )
         rows = block.reshape(size, -1).T.to(self.device, self.dtype)
         result = product(rows.contiguous()).detach().T
@@ -174,7 +174,9 @@ class NTK:
             raise ImportError("to_scipy() needs SciPy; install it with: pip install scipy") from error
         dtype = np.float64 if self.dtype == torch.float64 else np.float32
         product = self.matvec
-        return LinearOperator(self.shape, matvec=product, matmat=product, rmatvec=product, dtype=dtype)
+        # SciPy chooses the class by its arguments, in __new__, which type checkers do not see.
+        make: Any = LinearOperator
+        return make(self.shape, matvec=product, matmat=product, rmatvec=product, dtype=dtype)
 
     # Metrics.
 

@@ -248,7 +248,7 @@ def _per_sample_seconds(sizes: Sizes, machine: Machine, probes: int, pieces: int
     # Of all the steps of a recurrence, half lie before an output on average.
     share = 0.5 if pieces > 1 else 1.0
     backward = probes * (sizes.flops + sizes.batch * 2 * sizes.gradient_flops) * share
-    written = probes * (2 * sizes.elements + sizes.batch * sizes.general) * share
+    written = probes * (2 * sizes.elements + sizes.batch * (sizes.taps + sizes.general)) * share
     calls = 3 * sizes.operations * (1 + passes * share)
     return machine.seconds(sizes.flops + backward, sizes.elements + written, calls)
 

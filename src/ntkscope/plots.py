@@ -126,7 +126,7 @@ def _dress(axis: Axes, names: Sequence[str], highest: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     lines = ["\n".join("\n".join(textwrap.wrap(part, 14)) for part in name.split("\n")) for name in names]
-    axis.set_xticks(range(len(names)), lines, fontsize=10)
+    axis.set_xticks(range(len(names)), lines, fontsize=9)
     axis.set_xlim(-0.75, len(names) - 0.25)
     axis.set_ylim(0, 1.3 * highest if highest > 0 else 1.0)
     axis.yaxis.set_major_locator(MaxNLocator(4))

@@ -222,19 +222,16 @@ def _is_ntk(other: Any) -> bool:
 
 
 def exact_moments(kernels: Sequence[NTK], name: str, progress: Any = False) -> Moments:
-    """tr K_a and ⟨K_a, K_b⟩ of all kernels, exactly, by one of the exact ways."""
+    """Traces tr K_a and products ⟨K_a, K_b⟩ of all kernels, exactly, by one of the exact ways."""
     budget = kernels[0].memory_budget
     with progress_bar(progress, "exact kernels") as report:
         if name == "exact (parameters)":
-            inner = _parameter_inner_products(kernels, report.fraction)
-        else:
-            sources: list[BlockSource] = [
-                SampleRows(ntk._sample_jacobian()) if name == "exact (tiles)" else WholeRows(ntk._jacobian)
-                for ntk in kernels
-            ]
-            traces, inner = kernel_inner_products(sources, budget, report.fraction)
-            return Moments(traces, inner)
-    return inner
+            return _parameter_inner_products(kernels, report.fraction)
+        sources: list[BlockSource] = [
+            SampleRows(ntk._sample_jacobian()) if name == "exact (tiles)" else WholeRows(ntk._jacobian)
+            for ntk in kernels
+        ]
+        return Moments(*kernel_inner_products(sources, budget, report.fraction))
 
 
 def _parameter_inner_products(kernels: Sequence[NTK], report: Callable[[int, int], None]) -> Moments:

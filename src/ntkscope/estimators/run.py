@@ -239,6 +239,10 @@ def _finish(exact: Run[Result], progress: Progress | None) -> Result:
     return result
 
 
+def _is_zero(estimate: Estimate) -> bool:
+    return estimate.value == 0 or math.isnan(estimate.value)
+
+
 def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Callable[[], float]) -> str:
     """Grow step by step; the answer says why it ended."""
     spent, start = 0, clock()
@@ -255,10 +259,10 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
                     progress(worst, spent, budget.limit)
                 if budget.to_tolerance and excess <= 1:
                     return "met"
-                if budget.to_tolerance and budget.limit is None and spent >= _ZERO_PRODUCTS:
+                unlimited = budget.to_tolerance and budget.limit is None
+                if unlimited and spent >= _ZERO_PRODUCTS and all(map(_is_zero, estimates)):
                     # A relative tolerance of zero is never met.
-                    if all(estimate.value == 0 or math.isnan(estimate.value) for estimate in estimates):
-                        return "zero"
+                    return "zero"
         except KeyboardInterrupt:
             if spent == 0 and not _has_result(run):
                 raise

@@ -30,10 +30,14 @@ class SampleSide(Protocol):
     """The side of an outer product that does not depend on the probe: (B, groups, T, features)."""
 
     @property
-    def positions(self) -> int: ...
+    def positions(self) -> int:
+        """Number of positions T."""
+        ...
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Number of features."""
+        ...
 
     def gram(self, other: SampleSide) -> Tensor:
         """Inner products between the positions of all pairs of samples: (B, B′, groups, T, T′)."""
@@ -60,19 +64,24 @@ class Features:
 
     @property
     def positions(self) -> int:
+        """Number of positions T."""
         return self.values.shape[2]
 
     @property
     def width(self) -> int:
+        """Number of features."""
         return self.values.shape[3]
 
     def gram(self, other: SampleSide) -> Tensor:
+        """As :meth:`SampleSide.gram`."""
         return torch.einsum("bgti,cgui->bcgtu", self.values, _dense(other, self.width, self.values.dtype))
 
     def own_gram(self) -> Tensor:
+        """As :meth:`SampleSide.own_gram`."""
         return self.values @ self.values.mT
 
     def contract(self, probe_side: Tensor) -> Tensor:
+        """As :meth:`SampleSide.contract`."""
         k, batch, groups, positions, outputs = probe_side.shape
         if self.width < outputs:
             # The features are the smaller side: they are repeated for the probes, not δ rearranged.
@@ -85,6 +94,7 @@ class Features:
         return product.reshape(batch, groups, k, outputs, self.width).permute(2, 0, 1, 3, 4)
 
     def joined(self) -> Features:
+        """As :meth:`SampleSide.joined`."""
         return Features(self.values.transpose(0, 1).flatten(1, 2).unsqueeze(0))
 
 
@@ -97,10 +107,12 @@ class Lookup:
 
     @property
     def positions(self) -> int:
+        """Number of positions T."""
         return self.index.shape[1]
 
     @property
     def width(self) -> int:
+        """Number of features."""
         return self.size
 
     def dense(self, dtype: torch.dtype) -> Tensor:
@@ -108,6 +120,7 @@ class Lookup:
         return torch.nn.functional.one_hot(self.index, self.size).to(dtype).unsqueeze(1)
 
     def gram(self, other: SampleSide) -> Tensor:
+        """As :meth:`SampleSide.gram`."""
         if isinstance(other, Lookup):
             equal = self.index[:, None, :, None] == other.index[None, :, None, :]
             return equal.unsqueeze(2)
@@ -115,22 +128,26 @@ class Lookup:
         return Features(self.dense(values.dtype)).gram(Features(values))
 
     def own_gram(self) -> Tensor:
+        """As :meth:`SampleSide.own_gram`."""
         return (self.index[:, :, None] == self.index[:, None, :]).unsqueeze(1)
 
     def contract(self, probe_side: Tensor) -> Tensor:
+        """As :meth:`SampleSide.contract`."""
         k, batch, groups, _, outputs = probe_side.shape
         out = probe_side.new_zeros(k, batch, groups, self.size, outputs)
         index = self.index[None, :, None, :, None].expand_as(probe_side)
         return out.scatter_add_(3, index, probe_side).transpose(3, 4)
 
     def joined(self) -> Lookup:
+        """As :meth:`SampleSide.joined`."""
         return Lookup(self.index.reshape(1, -1), self.size)
 
 
 def _dense(side: SampleSide, width: int, dtype: torch.dtype) -> Tensor:
     if isinstance(side, Lookup):
         return side.dense(dtype)
-    assert isinstance(side, Features) and side.width == width
+    assert isinstance(side, Features)
+    assert side.width == width
     return side.values
 
 
@@ -150,7 +167,7 @@ class Outer:
 
     @property
     def probes(self) -> int:
-        """k."""
+        """Number of probes k."""
         return self.probe_side.shape[0]
 
     def squared_norms(self) -> Tensor:
@@ -217,7 +234,7 @@ class Direct:
 
     @property
     def probes(self) -> int:
-        """k."""
+        """Number of probes k."""
         return self.values.shape[0]
 
     def squared_norms(self) -> Tensor:

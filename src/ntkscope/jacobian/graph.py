@@ -157,7 +157,7 @@ class _Opening:
                 continue
             blocks |= own
             owners |= dict.fromkeys(own, name)
-        uses, taps, captured = self._tap(blocks)
+        uses, captured = self._tap(blocks)
         pieces, piece_nodes = self._pieces()
         output = next(node for node in self._graph.nodes if node.op == "output")
         state = output.args[0]
@@ -200,12 +200,11 @@ class _Opening:
                 return f"used by {_operation(user)} in a way that its rule does not cover"
         return ""
 
-    def _tap(self, blocks: dict[str, fx.Node]) -> tuple[list[Use], list[fx.Node], list[fx.Node]]:
+    def _tap(self, blocks: dict[str, fx.Node]) -> tuple[list[Use], list[fx.Node]]:
         by_node = {node: name for name, node in blocks.items()}
         order = {node: index for index, node in enumerate(self._graph.nodes)}
         operations = sorted({user for node in by_node for user in node.users}, key=order.__getitem__)
         uses: list[Use] = []
-        taps: list[fx.Node] = []
         captured: dict[fx.Node, int] = {}
         for node in operations:
             rule = find_rule(node.target)
@@ -219,8 +218,8 @@ class _Opening:
             constants = {arg: _shape_of(value) for arg, value in arguments.items() if arg not in places}
             shape = tuple(node.meta["val"].shape)
             uses.append(Use(rule, constants, places, shape, parameters))
-            taps.append(self._add_tap(node, len(taps)))
-        return uses, taps, list(captured)
+            self._add_tap(node, len(uses) - 1)
+        return uses, list(captured)
 
     def _add_tap(self, node: fx.Node, index: int) -> fx.Node:
         with self._graph.inserting_after(self._last_placeholder):

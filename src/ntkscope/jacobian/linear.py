@@ -69,7 +69,7 @@ class Jacobian:
 
         def work(start: int, stop: int) -> None:
             blocks = self._pull_block(z[start:stop]).values()
-            out[start:stop] = sum(_squared_norms(block) for block in blocks)  # type: ignore[assignment]
+            out[start:stop] = sum(_squared_norms(block) for block in blocks)
 
         self._chunks.run(0, z.shape[0], work)
         self.vjps += z.shape[0]

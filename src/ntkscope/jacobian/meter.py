@@ -33,7 +33,7 @@ class ForwardMeter(TorchDispatchMode):
     """Context manager that counts the operations run inside it; read :meth:`size` afterwards."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._operations = 0
         self._elements = 0
         self._flops = 0

@@ -57,12 +57,13 @@ def load_forward_mode() -> None:
 @contextmanager
 def _without_mkldnn() -> Iterator[None]:
     """The decomposition of an LSTM takes mkldnn's fused layer where it is allowed to."""
-    enabled = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    mkldnn: Any = torch.backends.mkldnn
+    enabled = mkldnn.enabled
+    mkldnn.enabled = False
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = enabled
+        mkldnn.enabled = enabled
 
 
 def _decomposed(name: str) -> Callable[..., Any]:

@@ -148,7 +148,7 @@ class SampleJacobian:
         self.groups = _groups(self.graph)
         self._whole: Linearization | None = None
         self._check()
-        self.vjps = 0
+        self.vjps = 0.0
 
     def _trace(self) -> Graph:
         function = self.function

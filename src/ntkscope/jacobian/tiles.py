@@ -143,7 +143,7 @@ def kernel_inner_products(
     budget: int = DEFAULT_BUDGET,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """tr K_a and ⟨K_a, K_b⟩_F of m kernels on the same state: shapes (m,) and (m, m), float64.
+    """Traces tr K_a and products ⟨K_a, K_b⟩_F of m kernels on one state: shapes (m,) and (m, m), float64.
 
     Args:
         sources: The kernels' rows, in the same blocks.
