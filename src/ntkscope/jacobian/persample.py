@@ -90,10 +90,19 @@ class Linearization:
         leaves = [*self._taps, *self._general.values()]
         if not targets or not leaves or not any(target.requires_grad for target in targets):
             return []
+        # One probe alone needs no batch, whose overhead is felt where operations are small.
+        batched = len(probes[0]) > 1
         with self._owner.function.operations():
             gradients = torch.autograd.grad(
-                targets, leaves, probes, is_grads_batched=True, retain_graph=True, allow_unused=True
+                targets,
+                leaves,
+                probes if batched else [probe[0] for probe in probes],
+                is_grads_batched=batched,
+                retain_graph=True,
+                allow_unused=True,
             )
+        if not batched:
+            gradients = tuple(None if g is None else g.unsqueeze(0) for g in gradients)
         deltas, general = gradients[: len(self._taps)], gradients[len(self._taps) :]
         factors: list[Factor] = [Direct(g.reshape(*g.shape[:2], -1)) for g in general if g is not None]
         for group in self._owner.groups:
