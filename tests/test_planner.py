@@ -14,7 +14,7 @@ from zoo import BY_NAME
 MACHINE = Machine(flops=1e10, elements=1e9, call=1e-6)
 SIZES = Sizes(
     n=1000, p=5000, batch=100, outputs=10, operations=20, elements=20_000, flops=1_000_000, taps=100,
-    gradient_flops=5000.0, general=10, pieces=1, kernels=1,
+    gradient_flops=5000.0, general=10, used=5000, pieces=1, kernels=1,
 )  # fmt: skip
 
 
@@ -32,6 +32,12 @@ def test_no_count_makes_a_way_cheaper(ways: object, field: str) -> None:
     assert before.keys() == after.keys()
     assert all(after[name] >= before[name] for name in before)
     assert any(after[name] > before[name] for name in before)
+
+
+def test_parameters_used_often_cost_the_forward_way_alone() -> None:
+    more = dataclasses.replace(SIZES, used=10 * SIZES.used)
+    before, after = _seconds(trace_ways(SIZES, MACHINE, 0.01)), _seconds(trace_ways(more, MACHINE, 0.01))
+    assert {name for name in before if after[name] != before[name]} == {"per-sample-forward"}
 
 
 @pytest.mark.parametrize("field", ["flops", "elements"])
@@ -91,7 +97,11 @@ def test_durations_are_readable(seconds: float, text: str) -> None:
 
 def test_no_structure_rules_out_what_needs_it() -> None:
     ways = {way.name: way for way in trace_ways(SIZES, MACHINE, 0.01, "coupled")}
-    assert {name for name, way in ways.items() if way.why_not} == {"exact (per sample)", "per-sample"}
+    assert {name for name, way in ways.items() if way.why_not} == {
+        "exact (per sample)",
+        "per-sample",
+        "per-sample-forward",
+    }
     ways = {way.name: way for way in exact_kernel_ways(SIZES, MACHINE, 0.01, "coupled")}
     assert ways["exact (tiles)"].why_not == "coupled"
     assert not ways["exact (rows)"].why_not

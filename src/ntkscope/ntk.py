@@ -197,7 +197,8 @@ class NTK:
         Args:
             method: ``"exact"``: one-hot probes, s a sample where samples are independent (s outputs a
                 sample), else n VJPs or p JVPs. ``"per-sample"``: random signs for every sample on its
-                own, one batched VJP a probe. ``"hutch++"``, ``"rhutch"`` (reverse mode alone),
+                own, one batched VJP a probe. ``"per-sample-forward"``: its twin in forward mode, with random
+                parameter directions for every sample. ``"hutch++"``, ``"rhutch"`` (reverse mode alone),
                 ``"fhutch"`` (forward mode alone): arXiv 2511.10796. ``"auto"``: the cheapest way to the
                 tolerance, see :meth:`explain`.
             products: Products to spend (NTK products; VJPs or JVPs for the one-sided methods).
@@ -371,8 +372,10 @@ class NTK:
             )
         return jacobian
 
-    def _sample_vjps(self) -> float:
-        return self._samples[0].vjps if self._samples and self._samples[0] else 0.0
+    def _sample_products(self) -> tuple[float, float]:
+        """VJPs and JVPs of the batch that were spent sample by sample."""
+        jacobian = self._samples[0] if self._samples else None
+        return (jacobian.vjps, jacobian.jvps) if jacobian else (0.0, 0.0)
 
     def _as_map(self) -> KernelMap:
         return KernelMap(self._jacobian)

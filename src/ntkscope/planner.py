@@ -85,6 +85,7 @@ class Sizes:
         taps: Numbers in all output gradients of one sample and probe, where the layers are known.
         gradient_flops: Work of the parameter gradients' norms of one sample and probe.
         general: Parameters that take the general way.
+        used: Parameters in all operations together, one that is used twice counted twice.
         pieces: Parts of the state that are pulled back on their own.
         kernels: Kernels that are measured together.
         budget: Bytes to work in.
@@ -101,6 +102,7 @@ class Sizes:
     taps: int = 0
     gradient_flops: float = 0.0
     general: int = 0
+    used: int = 0
     pieces: int = 1
     kernels: int = 1
     budget: int = 1 << 30
@@ -196,6 +198,12 @@ def trace_ways(sizes: Sizes, machine: Machine, rtol: float, why_no_structure: st
             why_not=why_no_structure,
         ),
         Way(
+            "per-sample-forward",
+            f"random parameter directions for every sample, about {probes:,} for {rtol:.2g}",
+            _per_sample_forward_seconds(sizes, machine, probes),
+            why_not=why_no_structure,
+        ),
+        Way(
             "products",
             f"the kernel's products with random signs, about {products:,} for {rtol:.2g}",
             _vjp_seconds(sizes, machine, products) + _jvp_seconds(sizes, machine, products),
@@ -251,6 +259,17 @@ def _per_sample_seconds(sizes: Sizes, machine: Machine, probes: int, pieces: int
     written = probes * (2 * sizes.elements + sizes.batch * (sizes.taps + sizes.general)) * share
     calls = 3 * sizes.operations * (1 + passes * share)
     return machine.seconds(sizes.flops + backward, sizes.elements + written, calls)
+
+
+def _per_sample_forward_seconds(sizes: Sizes, machine: Machine, probes: int) -> float:
+    """A forward pass whose tangents take two products a layer, one with the sample's own direction."""
+    tangents = probes * sizes.batch * sizes.p
+    chunk_bytes = sizes.itemsize * probes * (2 * sizes.batch * sizes.p + 3 * sizes.elements)
+    passes = math.ceil(chunk_bytes / max(sizes.budget, 1))
+    # Signs are drawn and turned into numbers, and every use of a parameter reads its direction.
+    written = probes * 3 * sizes.elements + 3 * tangents + probes * sizes.batch * sizes.used
+    calls = 4 * sizes.operations * passes
+    return machine.seconds(sizes.flops * (1 + 2.0 * probes), sizes.elements + written, calls)
 
 
 def _vjp_seconds(sizes: Sizes, machine: Machine, count: int) -> float:

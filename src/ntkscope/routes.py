@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from ntkscope import estimators, planner
 from ntkscope.estimate import Cost, Estimate, Measurement
 from ntkscope.estimators import HutchinsonRun, Meter, drive
 from ntkscope.estimators.moments import METRICS, Moments, estimate_metric
+from ntkscope.jacobian.samples import StructureError
+from ntkscope.jacobian.tangents import SampleTangents
 from ntkscope.jacobian.tiles import BlockSource, SampleRows, WholeRows, kernel_inner_products
 from ntkscope.maps import ForwardMap
 from ntkscope.probes import random_signs
@@ -27,11 +30,12 @@ __all__ = ["METHODS", "exact_moments", "make_plan", "measure", "per_sample_run",
 
 #: What each metric can be measured by.
 METHODS: dict[str, tuple[str, ...]] = {
-    metric: (*names, "per-sample") if metric == "trace" else names
+    metric: (*names, "per-sample", "per-sample-forward") if metric == "trace" else names
     for metric, names in estimators.METHODS.items()
 }
 
 _PER_SAMPLE_STREAM = 20
+_PER_SAMPLE_FORWARD_STREAM = 21
 
 
 def single(
@@ -124,10 +128,10 @@ def _trace(
         choice = planner.plan("trace", ways, exact_only=method == "exact").choice
         if choice.exact:
             return _exact_trace(ntk, choice.name, progress)
-        method = "per-sample" if choice.name == "per-sample" else "auto"
+        method = choice.name if choice.name in _PER_SAMPLE_RUNS else "auto"
     with progress_bar(progress, "trace") as report:
-        if method == "per-sample":
-            run = per_sample_run(ntk, seed)
+        if method in _PER_SAMPLE_RUNS:
+            run = _PER_SAMPLE_RUNS[method](ntk, seed)
             limits = {"rtol": 0.01} if products is None and not _has_tolerance(growth) else {}
             return drive(run, products=products, progress=report, **(limits | growth))
         return estimators.trace(ntk, method, products, seed, progress=report, **growth)
@@ -155,6 +159,47 @@ def per_sample_run(ntk: NTK, seed: int) -> HutchinsonRun:
         return np.asarray(jacobian.squared_norms(z).sum(1).cpu().numpy(), dtype=np.float64)
 
     return HutchinsonRun(draw, method="per-sample", cost=_meter([ntk]), seed=seed, epsilon=epsilon)
+
+
+def per_sample_forward_run(ntk: NTK, seed: int) -> HutchinsonRun:
+    """Its forward twin, with a parameter direction for every sample: tr K = Σ_b E‖J_b u_b‖².
+
+    The variance is 2(Σ_b‖K_bb‖²_F − Σ_b Σ_j (J_bᵀJ_b)²_jj).
+
+    Raises:
+        ValueError: If the samples are coupled, or the model has no forward mode.
+    """
+    jacobian = ntk._sample_jacobian()
+    try:
+        tangents = SampleTangents(jacobian, ntk.memory_budget)
+    except StructureError as error:
+        raise ValueError(f"method 'per-sample-forward' does not apply: {error}; use 'per-sample'") from error
+    batch = jacobian.batch
+
+    def directions(offset: int, probes: range, samples: range) -> torch.Tensor:
+        # A column of signs for every probe and sample, whatever the chunks.
+        columns = [
+            random_signs(
+                tangents.size,
+                (offset + probe) * batch + samples.start,
+                (offset + probe) * batch + samples.stop,
+                seed=seed,
+                stream=_PER_SAMPLE_FORWARD_STREAM,
+            ).T
+            for probe in probes
+        ]
+        return torch.from_numpy(np.stack(columns)).to(ntk.device, ntk.dtype)
+
+    def draw(start: int, stop: int) -> NDArray[np.float64]:
+        norms = tangents.squared_norms(stop - start, functools.partial(directions, start))
+        jacobian.jvps += stop - start
+        return np.asarray(norms.sum(1).cpu().numpy(), dtype=np.float64)
+
+    epsilon = torch.finfo(ntk.dtype).eps
+    return HutchinsonRun(draw, method="per-sample-forward", cost=_meter([ntk]), seed=seed, epsilon=epsilon)
+
+
+_PER_SAMPLE_RUNS = {"per-sample": per_sample_run, "per-sample-forward": per_sample_forward_run}
 
 
 def _trace_run(ntk: NTK, method: str, seed: int) -> HutchinsonRun | None:
@@ -308,6 +353,7 @@ def _sizes(ntk: NTK, kernels: int) -> planner.Sizes:
         outputs=jacobian.outputs,
         taps=sum(math.prod(use.tap_shape) for use in jacobian.graph.uses),
         gradient_flops=jacobian.gradient_flops(),
+        used=jacobian.used_parameters(),
         general=jacobian.general_size,
         pieces=len(jacobian.graph.pieces),
     )
@@ -316,11 +362,20 @@ def _sizes(ntk: NTK, kernels: int) -> planner.Sizes:
 def _meter(kernels: Sequence[Any]) -> Callable[[], Cost]:
     """What the kernels spend from now on, in VJPs and JVPs."""
     meter = Meter([kernel._as_map() for kernel in kernels if _is_ntk(kernel)])
-    before = [ntk._sample_vjps() for ntk in kernels if _is_ntk(ntk)]
+    measured = [kernel for kernel in kernels if _is_ntk(kernel)]
+
+    def spent() -> tuple[float, float]:
+        counts = [kernel._sample_products() for kernel in measured]
+        return sum(vjps for vjps, _ in counts), sum(jvps for _, jvps in counts)
+
+    before = spent()
 
     def cost() -> Cost:
-        spent = sum(ntk._sample_vjps() for ntk in kernels if _is_ntk(ntk)) - sum(before)
-        total = meter()
-        return dataclasses.replace(total, vjps=total.vjps + round(spent))
+        (vjps, jvps), total = spent(), meter()
+        return dataclasses.replace(
+            total,
+            vjps=total.vjps + round(vjps - before[0]),
+            jvps=total.jvps + round(jvps - before[1]),
+        )
 
     return cost

@@ -145,6 +145,8 @@ class SampleJacobian:
         batch: B, the number of samples.
         outputs: s, the size of one sample's state.
         graph: The traced state of one sample.
+        vjps: Reverse products of the batch run so far; parts of it count in parts.
+        jvps: Forward products of the batch run so far.
     """
 
     def __init__(self, function: StateFunction, batch_dim: BatchDim, budget: int = DEFAULT_BUDGET) -> None:
@@ -158,6 +160,7 @@ class SampleJacobian:
         self._whole: Linearization | None = None
         self._check()
         self.vjps = 0.0
+        self.jvps = 0.0
 
     def _trace(self) -> Graph:
         function = self.function
@@ -230,6 +233,15 @@ class SampleJacobian:
         """Multiply-adds of the gradients' norms, for one sample and probe."""
         shapes = [self._group_shape(group) for group in self.groups]
         return sum(min(positions * size, positions**2 * outputs) for outputs, size, positions in shapes)
+
+    def used_parameters(self) -> int:
+        """Parameters in all operations together: one that is used twice counts twice."""
+        blocks = sum(
+            math.prod(self._block_shape(number, role))
+            for number, use in enumerate(self.graph.uses)
+            for role in use.parameters
+        )
+        return blocks + self.general_size
 
     def _block_shape(self, use: int, role: str) -> tuple[int, ...]:
         """Shape of the parameter in this role, as the operation sees it."""
