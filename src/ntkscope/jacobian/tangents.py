@@ -84,31 +84,40 @@ class SampleTangents:
         return tuple(p.reshape(v.shape).to(v.dtype) for p, v in zip(pieces, self._values, strict=True))
 
     def _check(self) -> None:
-        """Forward and reverse mode must be each other's transpose on the first sample."""
-        function = self._jacobian.function
-        leaves = self._jacobian.axes.split(function.inputs, range(1))
+        """Forward and reverse mode must be each other's transpose: ⟨z, Ju⟩ = ⟨Jᵀz, u⟩ over all samples."""
+        function, batch = self._jacobian.function, self._jacobian.batch
         generator = torch.Generator().manual_seed(0)
-        u = torch.randn(1, 1, self.size, generator=generator, dtype=torch.float64)
+        u = torch.randn(self.size, generator=generator, dtype=torch.float64)
         u = u.to(function.device, function.dtype)
-        try:
-            forward = self._push(leaves, u)[0, 0]
-        except (NotImplementedError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            line = (str(error).splitlines() or [""])[0]
-            raise StructureError(f"an operation of the model has no forward mode ({line})") from error
-        z = torch.randn(forward.shape, generator=generator, dtype=torch.float64)
-        z = z.to(function.device, function.dtype)
-        values = [value.clone().requires_grad_() for value in self._values]
-        with torch.enable_grad(), function.operations():
-            state = self._state(values, [leaf[0] for leaf in leaves])
-            gradients = (
-                torch.autograd.grad(state, values, z, materialize_grads=True)
-                if state.requires_grad
-                else [torch.zeros_like(value) for value in values]
-            )
-        backward = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        difference = float((forward.double() * z).sum() - (backward.double() * u[0, 0]).sum())
-        scale = float(forward.double().norm() * z.double().norm())
+        difference = scale = 0.0
+        for first in range(0, batch, self._samples):
+            part = range(first, min(first + self._samples, batch))
+            leaves = self._jacobian.axes.split(function.inputs, part)
+            try:
+                forward = self._push(leaves, u.expand(1, len(part), -1))[0]
+            except (NotImplementedError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                line = (str(error).splitlines() or [""])[0]
+                raise StructureError(f"an operation of the model has no forward mode ({line})") from error
+            z = torch.randn(forward.shape, generator=generator, dtype=torch.float64)
+            z = z.to(function.device, function.dtype)
+            backward = self._pull(leaves, z)
+            difference += float((forward.double() * z).sum() - (backward.double() * u).sum())
+            scale += float(forward.double().norm() * z.double().norm())
         if not abs(difference) <= torch.finfo(function.dtype).eps ** 0.5 * scale:
             raise StructureError("forward mode of the model is not the transpose of its reverse mode")
+
+    def _pull(self, leaves: Sequence[Tensor], z: Tensor) -> Tensor:
+        """Σ_b J_bᵀz_b, shape (p,), by reverse mode."""
+        values = [value.clone().requires_grad_() for value in self._values]
+        of_all = vmap(lambda *sample: self._state(values, sample))
+        with torch.enable_grad(), self._jacobian.function.operations():
+            state = of_all(*leaves)
+            if not state.requires_grad:
+                return torch.zeros_like(self._flat(values))
+            return self._flat(torch.autograd.grad(state, values, z, materialize_grads=True))
+
+    @staticmethod
+    def _flat(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([value.detach().reshape(-1) for value in values])
