@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import ntkscope
 from ntkscope import NTK, Estimate, routes
 from zoo import BY_NAME, Case, each, paper_mlp
 
@@ -265,3 +266,79 @@ def test_one_fixture_of_any_kind(small_kernel: NTK) -> None:
     dense = estimators.trace(small_kernel.to_dense().numpy(), "hutch++", 30, seed=2)
     assert alone.value == own.value
     assert dense.value == pytest.approx(own.value, rel=1e-8)
+
+
+# Several kernels at once.
+
+
+def _checkpoints(count: int) -> tuple[list[NTK], np.ndarray]:
+    """A model after some steps of change, and the alignments of its dense kernels."""
+    model, x = BY_NAME["mlp"].make()
+    kernels = []
+    for step in range(count):
+        kernels.append(NTK(model, x))
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(100 * step + number)
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    dense = [ntk.to_dense().numpy() for ntk in kernels]
+    norms = [np.linalg.norm(matrix) for matrix in dense]
+    return kernels, np.array(
+        [
+            [(a * b).sum() / s / t for b, t in zip(dense, norms, strict=True)]
+            for a, s in zip(dense, norms, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "sketch", "nystrom", "gram"])
+def test_all_kernels_and_all_pairs_at_once(method: str) -> None:
+    kernels, expected = _checkpoints(3)
+    found = ntkscope.measure_all(kernels, method=method, products=None if method == "auto" else 36 * 3)
+    error = 1e-9 if method in ("auto", "exact") else 5 * found.alignment_stderr().max() + 1e-9
+    np.testing.assert_allclose(found.alignment_matrix(), expected, atol=error)
+    for ntk, one in zip(kernels, found, strict=True):
+        assert one.trace is not None
+        assert one.trace.value == pytest.approx(ntk.trace("exact").value, rel=0.5)
+    assert found.to_dict()["alignment_matrix"] == found.alignment_matrix().tolist()
+    assert "kernel 2" in str(found)
+    assert found._repr_html_().count("<table>") == 3
+
+
+def test_every_kernel_pays_once_for_all_pairs(take: Callable[[str], None]) -> None:
+    kernels, _ = _checkpoints(3)
+    take("exact (tiles)")
+    exact = ntkscope.measure_all(kernels, method="exact")
+    assert exact[0].cost.vjps == sum(ntk._sample_jacobian().outputs for ntk in kernels)
+    assert ntkscope.measure_all(kernels, method="nystrom", products=18)[0].cost.products == 18
+
+
+def test_measure_all_wants_kernels_on_one_state() -> None:
+    kernels, _ = _checkpoints(1)
+    with pytest.raises(ValueError, match=r"measure_all needs at least one kernel, found none; pass"):
+        ntkscope.measure_all([])
+    with pytest.raises(ValueError, match=r"kernels are compared on the same state"):
+        ntkscope.measure_all([*kernels, BY_NAME["sequence-output"].shared()])
+    with pytest.raises(ValueError, match=r"unknown method 'hutch\+\+' for measure_all; choose one of"):
+        ntkscope.measure_all(kernels, method="hutch++")
+
+
+# Where the trace inside the effective rank comes from.
+
+
+@pytest.mark.parametrize("trace_method", ["exact", "per-sample", "per-sample-forward"])
+def test_the_trace_may_come_from_elsewhere(trace_method: str) -> None:
+    ntk, dense = BY_NAME["mlp"].shared(), BY_NAME["mlp"].dense()
+    found = ntk.measure(method="sketch", products=9, trace_method=trace_method)
+    assert found.trace is not None
+    assert found.effective_rank is not None
+    assert trace_method in found.trace.method
+    assert f"trace by {found.trace.method}" in found.effective_rank.method
+    assert found.effective_rank.interval()[0] < dense.effective_rank < found.effective_rank.interval()[1]
+    rank = ntk.effective_rank(method="sketch", products=9, trace_method=trace_method)
+    assert rank.method == found.effective_rank.method
+
+
+def test_an_unknown_trace_method_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown trace_method 'best'; choose one of 'exact', 'per-sample'"):
+        BY_NAME["mlp"].shared().measure(method="sketch", trace_method="best")

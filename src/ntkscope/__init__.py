@@ -9,10 +9,21 @@
 from __future__ import annotations
 
 from ntkscope import estimators
-from ntkscope.estimate import Cost, Estimate, Measurement
+from ntkscope.estimate import Cost, Estimate, Measurement, Measurements
 from ntkscope.jacobian.rules import Rule, add_rule
-from ntkscope.ntk import NTK
+from ntkscope.ntk import NTK, measure_all
 
 __version__ = "0.1.0"
 
-__all__ = ["NTK", "Cost", "Estimate", "Measurement", "Rule", "__version__", "add_rule", "estimators"]
+__all__ = [
+    "NTK",
+    "Cost",
+    "Estimate",
+    "Measurement",
+    "Measurements",
+    "Rule",
+    "__version__",
+    "add_rule",
+    "estimators",
+    "measure_all",
+]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Cost", "Estimate", "Measurement", "student_t_quantile"]
+__all__ = ["Cost", "Estimate", "Measurement", "Measurements", "student_t_quantile"]
 
 
 def student_t_quantile(probability: float, degrees_of_freedom: float) -> float:
@@ -256,4 +256,41 @@ class Measurement:
             "effective_rank": self.effective_rank.to_dict() if self.effective_rank else None,
             "alignment": [estimate.to_dict() for estimate in self.alignment],
             "cost": self.cost.to_dict(),
+        }
+
+
+class Measurements(list[Measurement]):
+    """The metrics of several kernels, and the alignment of every pair.
+
+    A list with one :class:`Measurement` a kernel; the ``alignment`` of each lists the other
+    kernels in order.
+    """
+
+    def alignment_matrix(self) -> NDArray[np.float64]:
+        """cos(K_a, K_b) of all pairs, shape (m, m), ones on the diagonal."""
+        return self._matrix(1.0, lambda estimate: estimate.value)
+
+    def alignment_stderr(self) -> NDArray[np.float64]:
+        """Standard errors of :meth:`alignment_matrix`, nan where unknown."""
+        return self._matrix(0.0, lambda estimate: math.nan if estimate.stderr is None else estimate.stderr)
+
+    def _matrix(self, diagonal: float, entry: Callable[[Estimate], float]) -> NDArray[np.float64]:
+        rows = [[entry(estimate) for estimate in one.alignment] for one in self]
+        for index, row in enumerate(rows):
+            row.insert(index, diagonal)
+        return np.array(rows, dtype=np.float64).reshape(len(self), len(self))
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"kernel {index}\n{one}" for index, one in enumerate(self))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<p>kernel {index}</p>{one._repr_html_()}" for index, one in enumerate(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the samples, as plain values for JSON."""
+        return {
+            "kernels": [one.to_dict() for one in self],
+            "alignment_matrix": self.alignment_matrix().tolist(),
         }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope import routes
-from ntkscope.estimate import Estimate, Measurement
+from ntkscope.estimate import Estimate, Measurement, Measurements
 from ntkscope.jacobian import Jacobian, StateFunction
 from ntkscope.jacobian.chunks import DEFAULT_BUDGET
 from ntkscope.jacobian.persample import SampleJacobian
@@ -19,7 +19,7 @@ from ntkscope.jacobian.tiles import SampleRows, WholeRows, dense_kernel
 from ntkscope.maps import ForwardMap, KernelMap, ReverseMap
 from ntkscope.planner import Plan
 
-__all__ = ["NTK"]
+__all__ = ["NTK", "measure_all"]
 
 
 class NTK:
@@ -246,6 +246,7 @@ class NTK:
         products: int | None = None,
         seed: int = 0,
         *,
+        trace_method: str | None = None,
         rtol: float | None = None,
         atol: float | None = None,
         max_products: int | None = None,
@@ -254,10 +255,14 @@ class NTK:
     ) -> Estimate:
         """(tr K)² / ‖K‖²_F: between 1 and the rank of K; how many directions of state share the motion.
 
-        Args and errors as in :meth:`frobenius_norm`.
+        Args and errors as in :meth:`frobenius_norm`, and ``trace_method``: where the trace comes from,
+        ``"per-sample"``, ``"per-sample-forward"``, ``"exact"``, or ``None`` for the same products as the
+        norm's. ``method="auto"`` takes ``"per-sample"`` where samples are independent.
         """
         growth = _growth(rtol, atol, max_products, seconds)
-        return routes.single(self, "effective_rank", [], method, products, seed, progress, growth)
+        return routes.single(
+            self, "effective_rank", [], method, products, seed, progress, growth, trace_method
+        )
 
     def alignment(
         self,
@@ -300,6 +305,7 @@ class NTK:
         products: int | None = None,
         seed: int = 0,
         *,
+        trace_method: str | None = None,
         rtol: float | None = None,
         atol: float | None = None,
         max_products: int | None = None,
@@ -308,7 +314,9 @@ class NTK:
     ) -> Measurement:
         """Trace, norm, effective rank, and the alignment with each of ``others``, from shared work.
 
-        Args and errors as in :meth:`alignment`.
+        Args and errors as in :meth:`alignment`, and ``trace_method`` as in :meth:`effective_rank`.
+        ``method="sketch"`` goes by products alone, each kernel's counted once. A tolerance is met
+        when every metric meets it.
 
         >>> import torch
         >>> model = torch.nn.Linear(3, 1, bias=False)
@@ -317,7 +325,7 @@ class NTK:
         """
         growth = _growth(rtol, atol, max_products, seconds)
         kernels = [self._other(other) for other in others]
-        return routes.measure(self, kernels, method, products, seed, progress, growth)
+        return routes.measure(self, kernels, method, products, seed, progress, growth, trace_method)
 
     # How.
 
@@ -404,6 +412,52 @@ class NTK:
         if isinstance(other, (Tensor, np.ndarray)):
             return torch.as_tensor(other).to(self.device, self.dtype)
         return other
+
+
+def measure_all(
+    kernels: Sequence[NTK],
+    method: str = "auto",
+    products: int | None = None,
+    seed: int = 0,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_products: int | None = None,
+    seconds: float | None = None,
+    progress: bool | Callable[..., None] = False,
+) -> Measurements:
+    """Trace, norm and effective rank of several kernels, and the alignment of every pair.
+
+    Every kernel pays for its work once, however many pairs it is in: the checkpoints of one
+    training run give their whole alignment matrix.
+
+    Args:
+        kernels: NTKs on states of one shape.
+        method: As in :meth:`NTK.measure`; separate Hutch++ runs are not among them.
+        products: NTK products to spend, all kernels together.
+        seed: Of the probes.
+        rtol: Relative tolerance, met when every metric of every kernel meets it.
+        atol: Absolute tolerance.
+        max_products: Most products that may be spent for a tolerance.
+        seconds: Most seconds that may be spent.
+        progress: Show a bar, or a function to call.
+
+    Returns:
+        One measurement a kernel, with :meth:`~ntkscope.Measurements.alignment_matrix`.
+
+    Raises:
+        ValueError: As :meth:`NTK.alignment`, and for no kernels.
+
+    >>> import torch
+    >>> checkpoints = [NTK(torch.nn.Linear(3, 1, bias=False), torch.eye(3)) for _ in range(2)]
+    >>> measure_all(checkpoints).alignment_matrix().round(6).tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
+    """
+    if not kernels:
+        raise ValueError("measure_all needs at least one kernel, found none; pass a list of NTKs")
+    checked = [kernels[0]._other(kernel) for kernel in kernels]
+    growth = _growth(rtol, atol, max_products, seconds)
+    return routes.measure_all(checked, method, products, seed, progress, growth)
 
 
 def _growth(

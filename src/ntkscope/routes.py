@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ntkscope import estimators, planner
-from ntkscope.estimate import Cost, Estimate, Measurement
+from ntkscope.estimate import Cost, Estimate, Measurement, Measurements
 from ntkscope.estimators import HutchinsonRun, Meter, drive
 from ntkscope.estimators.moments import METRICS, Moments, estimate_metric
 from ntkscope.jacobian.samples import StructureError
@@ -26,7 +26,7 @@ from ntkscope.progress import progress_bar
 if TYPE_CHECKING:
     from ntkscope.ntk import NTK
 
-__all__ = ["METHODS", "exact_moments", "make_plan", "measure", "per_sample_run", "single"]
+__all__ = ["METHODS", "exact_moments", "make_plan", "measure", "measure_all", "per_sample_run", "single"]
 
 #: What each metric can be measured by.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -47,6 +47,7 @@ def single(
     seed: int,
     progress: Any,
     growth: dict[str, Any],
+    trace_method: str | None = None,
 ) -> Estimate:
     """One metric of ``ntk`` (and another kernel)."""
     check_method(metric, method)
@@ -60,7 +61,7 @@ def single(
         return estimate_metric(moments, metric, kernels, method=way.name, cost=meter(), seed=None)
     function = getattr(estimators, metric)
     if metric == "effective_rank":
-        growth = growth | {"trace_run": _trace_run(ntk, method, seed)}
+        growth = growth | {"trace_run": _trace_run(ntk, method, seed, trace_method)}
     with progress_bar(progress, metric) as report:
         estimate: Estimate = function(
             ntk, *others, method=method, products=products, seed=seed, progress=report, **growth
@@ -76,22 +77,13 @@ def measure(
     seed: int,
     progress: Any,
     growth: dict[str, Any],
+    trace_method: str | None = None,
 ) -> Measurement:
     """Every metric of ``ntk``, and its alignment with each of the others, from shared work."""
     check_method("measure", method)
     way = _kernel_way(ntk, "measure", others, method, products, growth)
     if way.exact:
-        meter = _meter([ntk, *others])
-        moments = exact_moments([ntk, *others], way.name, progress)
-        cost = meter()
-
-        def metric(name: str, *kernels: int) -> Estimate:
-            return estimate_metric(moments, name, kernels, method=way.name, cost=cost, seed=None)
-
-        alignments = [metric("alignment", 0, b + 1) for b in range(len(others))]
-        return Measurement(
-            metric("trace", 0), metric("frobenius_norm", 0), metric("effective_rank", 0), alignments, cost
-        )
+        return _measure_exactly([ntk, *others], way.name, progress)(0, range(1, len(others) + 1))
     with progress_bar(progress, "measure") as report:
         return estimators.measure(
             ntk,
@@ -99,10 +91,54 @@ def measure(
             method,
             products,
             seed,
-            trace_run=_trace_run(ntk, method, seed),
+            trace_run=_trace_run(ntk, method, seed, trace_method),
             progress=report,
             **growth,
         )
+
+
+def measure_all(
+    kernels: Sequence[NTK],
+    method: str,
+    products: int | None,
+    seed: int,
+    progress: Any,
+    growth: dict[str, Any],
+) -> Measurements:
+    """Every metric of every kernel, and every alignment, each kernel's work done once."""
+    check_method("measure_all", method)
+    way = _kernel_way(kernels[0], "measure_all", kernels[1:], method, products, growth)
+    every = range(len(kernels))
+    if way.exact:
+        one = _measure_exactly(kernels, way.name, progress)
+        return Measurements(one(a, [b for b in every if b != a]) for a in every)
+    with progress_bar(progress, "measure") as report:
+        return Measurements(
+            estimators.measure_all(kernels, method, products, seed, progress=report, **growth)
+        )
+
+
+def _measure_exactly(
+    kernels: Sequence[NTK], way: str, progress: Any
+) -> Callable[[int, Sequence[int]], Measurement]:
+    """The exact measurement of a kernel beside some of the others, by their numbers."""
+    meter = _meter(kernels)
+    moments = exact_moments(kernels, way, progress)
+    cost = meter()
+
+    def metric(name: str, *among: int) -> Estimate:
+        return estimate_metric(moments, name, among, method=way, cost=cost, seed=None)
+
+    def one(a: int, others: Sequence[int]) -> Measurement:
+        return Measurement(
+            metric("trace", a),
+            metric("frobenius_norm", a),
+            metric("effective_rank", a),
+            [metric("alignment", a, b) for b in others],
+            cost,
+        )
+
+    return one
 
 
 def check_method(metric: str, method: str) -> None:
@@ -202,11 +238,20 @@ def per_sample_forward_run(ntk: NTK, seed: int) -> HutchinsonRun:
 _PER_SAMPLE_RUNS = {"per-sample": per_sample_run, "per-sample-forward": per_sample_forward_run}
 
 
-def _trace_run(ntk: NTK, method: str, seed: int) -> HutchinsonRun | None:
-    """The better trace inside the effective rank, where the method is ours to choose."""
-    if method == "auto" and ntk._structure()[0] is not None:
-        return per_sample_run(ntk, seed)
-    return None
+def _trace_run(ntk: NTK, method: str, seed: int, trace_method: str | None) -> HutchinsonRun | Estimate | None:
+    """The better trace inside the effective rank, where it was asked for or the choice is ours."""
+    if trace_method is None:
+        structured = method == "auto" and ntk._structure()[0] is not None
+        return per_sample_run(ntk, seed) if structured else None
+    if trace_method == "exact":
+        return ntk.trace("exact")
+    if trace_method in _PER_SAMPLE_RUNS:
+        return _PER_SAMPLE_RUNS[trace_method](ntk, seed)
+    raise ValueError(
+        f"unknown trace_method {trace_method!r}; choose one of 'exact', "
+        + ", ".join(map(repr, _PER_SAMPLE_RUNS))
+        + ", or None for the trace from the same products"
+    )
 
 
 def _exact_trace(ntk: NTK, name: str, progress: Any) -> Estimate:
