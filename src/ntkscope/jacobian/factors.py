@@ -23,6 +23,7 @@ __all__ = [
     "concat_positions",
     "square_sum",
     "stack_features",
+    "widened",
 ]
 
 
@@ -74,11 +75,13 @@ class Features:
 
     def gram(self, other: SampleSide) -> Tensor:
         """As :meth:`SampleSide.gram`."""
-        return torch.einsum("bgti,cgui->bcgtu", self.values, _dense(other, self.width, self.values.dtype))
+        values = widened(self.values)
+        return torch.einsum("bgti,cgui->bcgtu", values, widened(_dense(other, self.width, values.dtype)))
 
     def own_gram(self) -> Tensor:
         """As :meth:`SampleSide.own_gram`."""
-        return self.values @ self.values.mT
+        values = widened(self.values)
+        return values @ values.mT
 
     def contract(self, probe_side: Tensor) -> Tensor:
         """As :meth:`SampleSide.contract`."""
@@ -179,7 +182,8 @@ class Outer:
             return (square_sum(self.probe_side, (3, 4)) * gram).sum(2)
         # Multiply-adds: T²(O + 1) by Gram matrices (the features' is shared by all probes), TOI formed.
         if positions * (outputs + 1) <= outputs * width:
-            gram = self.probe_side @ self.probe_side.mT
+            probe_side = widened(self.probe_side)
+            gram = probe_side @ probe_side.mT
             return gram.mul_(self.sample_side.own_gram()).sum((2, 3, 4))
         return square_sum(self.sample_side.contract(self.probe_side), (2, 3, 4))
 
@@ -200,8 +204,8 @@ class Outer:
 
     def add_tile(self, other: Outer, total: Tensor) -> None:
         """Adds ⟨G_ib, G′_jc⟩ to ``total``, shape (k, B, k′, B′)."""
-        (k, batch, groups, positions, outputs), others = self.probe_side.shape, other.probe_side
-        left = self.probe_side.permute(2, 0, 1, 3, 4).reshape(groups, -1, outputs)
+        (k, batch, groups, positions, outputs), others = self.probe_side.shape, widened(other.probe_side)
+        left = widened(self.probe_side).permute(2, 0, 1, 3, 4).reshape(groups, -1, outputs)
         right = others.permute(2, 0, 1, 3, 4).reshape(groups, -1, outputs)
         products = (left @ right.mT).reshape(
             groups, k, batch, positions, others.shape[0], others.shape[1], others.shape[3]
@@ -256,7 +260,7 @@ class Direct:
     def add_tile(self, other: Direct, total: Tensor) -> None:
         """Adds ⟨G_ib, G′_jc⟩ to ``total``, shape (k, B, k′, B′)."""
         size = self.values.shape[2]
-        left, right = self.values.reshape(-1, size), other.values.reshape(-1, size)
+        left, right = widened(self.values).reshape(-1, size), widened(other.values).reshape(-1, size)
         total += (left @ right.mT).reshape(total.shape)
 
     def settled(self, rows: int) -> Direct:
@@ -297,6 +301,11 @@ def add_rows(factors: list[Factor]) -> Direct:
 
 def square_sum(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """Σx² over ``dims``, or over all of them."""
-    # Pairwise summation keeps float32 right to about 1e-7; half precision is widened first.
-    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    # Pairwise summation keeps float32 right to about 1e-7.
+    x = widened(x)
     return (x * x).sum(dims)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Half precision as float32: sums of products soon leave its range and precision."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

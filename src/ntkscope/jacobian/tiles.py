@@ -7,6 +7,7 @@ size n² is kept.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkscope.jacobian.chunks import DEFAULT_BUDGET
-from ntkscope.jacobian.factors import Direct, Factor
+from ntkscope.jacobian.factors import Direct, Factor, Features, Outer, widened
 from ntkscope.jacobian.linear import Jacobian
 from ntkscope.jacobian.persample import Linearization, SampleJacobian
 
@@ -66,10 +67,15 @@ class SampleRows:
     def __init__(self, jacobian: SampleJacobian, rows: int = _ROWS) -> None:
         self._jacobian = jacobian
         positions = max((factor_positions(use.tap_shape) for use in jacobian.graph.uses), default=1)
-        rows = max(1, rows // min(positions, 8))
+        self.rows = max(1, rows // min(positions, 8))
+        self._index = jacobian.axes.state_index()
+        self._cut(self.rows)
+
+    def _cut(self, rows: int) -> None:
+        """Plans blocks of so many rows."""
+        jacobian = self._jacobian
         self._outputs = min(jacobian.outputs, rows)
         self._samples = max(1, min(jacobian.batch, rows // self._outputs))
-        self._index = jacobian.axes.state_index()
         starts = range(0, jacobian.batch, self._samples)
         self._plan = [
             (
@@ -79,6 +85,12 @@ class SampleRows:
             for b in starts
             for i in range(0, jacobian.outputs, self._outputs)
         ]
+
+    def with_rows(self, rows: int) -> SampleRows:
+        """The same rows in blocks of so many."""
+        twin = copy.copy(self)
+        twin._cut(rows)
+        return twin
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -146,10 +158,11 @@ def kernel_inner_products(
     """Traces tr K_a and products ⟨K_a, K_b⟩_F of m kernels on one state: shapes (m,) and (m, m), float64.
 
     Args:
-        sources: The kernels' rows, in the same blocks.
+        sources: The kernels' rows.
         budget: Bytes to keep blocks in; those that do not fit are computed again.
         progress: Called with (tiles done, tiles in all).
     """
+    sources = _in_step(sources)
     totals = np.zeros((len(sources), len(sources)))
     traces = np.zeros(len(sources))
     count = len(sources[0])
@@ -177,13 +190,19 @@ def kernel_inner_products(
     return traces, np.tril(totals) + np.tril(totals, -1).T
 
 
+def _in_step(sources: Sequence[BlockSource]) -> list[BlockSource]:
+    """The sources with the same rows in each block: the smallest that any of them would take."""
+    rows = min((source.rows for source in sources if isinstance(source, SampleRows)), default=0)
+    return [source.with_rows(rows) if isinstance(source, SampleRows) else source for source in sources]
+
+
 def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> Tensor:
     """K itself, shape (n, n)."""
     kernel: Tensor | None = None
     for panel, followers in _panels([source], budget):
         pairs = [(a[0], b[0]) for i, a in enumerate(panel) for b in panel[: i + 1]]
         for left, right in [*pairs, *((a[0], b[0]) for b in followers for a in panel)]:
-            tile = _tile(left, right).flatten(0, 1).flatten(1)
+            tile = _tile(left, right).flatten(0, 1).flatten(1).to(_values(left.factors[0]).dtype)
             rows, columns = left.index.reshape(-1), right.index.reshape(-1)
             kernel = tile.new_zeros(n, n) if kernel is None else kernel
             kernel[rows.unsqueeze(1), columns] = tile
@@ -218,15 +237,13 @@ def _panels(
 def _tile(left: Block, right: Block) -> Tensor:
     """⟨J_i, J_j⟩ for the rows of two blocks: shape (k, B, k′, B′)."""
     values = _values(left.factors[0])
-    total = values.new_zeros(*left.index.shape, *right.index.shape)
+    total = widened(values.new_zeros(*left.index.shape, *right.index.shape))
     for ours, theirs in zip(left.factors, right.factors, strict=True):
         ours.add_tile(theirs, total)  # type: ignore[arg-type]
     return total
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
-    if a.dtype not in (torch.float32, torch.float64):
-        a, b = a.float(), b.float()
     return float((a * b).sum(dtype=torch.float64))
 
 
@@ -235,5 +252,8 @@ def _values(factor: Factor) -> Tensor:
 
 
 def _factor_bytes(factor: Factor) -> int:
-    values = _values(factor)
-    return values.numel() * values.element_size()
+    tensors = [_values(factor)]
+    if isinstance(factor, Outer):
+        side = factor.sample_side
+        tensors += [side.values] if isinstance(side, Features) else []
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
