@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -112,3 +113,10 @@ def test_metrics_are_parsed_in_order() -> None:
     assert options.parse_metrics("effective_rank, trace") == ("trace", "effective_rank")
     with pytest.raises(ValueError, match="unknown metric 'rank'; choose from trace, frobenius_norm"):
         options.parse_metrics("trace,rank")
+
+
+@pytest.mark.skipif(not (ROOT / "results" / "speed.json").exists(), reason="no speed has been measured")
+def test_the_table_of_speed_is_read_from_the_results() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "benchmark_table.py"))
+    results = json.loads((ROOT / "results" / "speed.json").read_text(encoding="utf-8"))
+    assert script["page"](README, results) == README
