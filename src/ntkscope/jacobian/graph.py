@@ -84,13 +84,13 @@ _MOVES = {
     "cat", "stack", "view", "reshape", "_unsafe_view", "transpose", "permute", "squeeze", "unsqueeze",
     "flatten", "unflatten", "select", "slice", "unbind", "contiguous", "clone", "t", "split",
     "split_with_sizes", "chunk", "flip", "movedim", "swapaxes", "narrow", "alias", "hstack", "vstack",
-    "mT", "concat",
+    "mT", "numpy_T", "concat",
 }  # fmt: skip
 
 # Of these, the ones that show all of a tensor exactly once: a parameter may pass through them.
 _REARRANGES = {
     "view", "reshape", "_unsafe_view", "transpose", "permute", "squeeze", "unsqueeze", "flatten",
-    "unflatten", "contiguous", "t", "movedim", "swapaxes", "alias",
+    "unflatten", "contiguous", "t", "mT", "numpy_T", "movedim", "swapaxes", "alias",
 }  # fmt: skip
 _SPLITS = {"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split"}
 
@@ -248,6 +248,7 @@ class _Opening:
                 values[node] = node.target(*fx.map_arg(node.args, values.__getitem__), **node.kwargs)
         placed = values[state].reshape(-1)
         pieces = []
+        sources = [source for source in sources if values[source].numel()]
         for source in sources:
             first = int(values[source].reshape(-1)[0])
             last = first + values[source].numel()

@@ -247,7 +247,10 @@ def _batch_norm(arguments: Arguments, delta: Tensor, name: str) -> Factor:
 def _register() -> None:
     aten = torch.ops.aten
     weight_bias = ("weight", "bias")
-    _RULES[aten.linear.default] = Rule(weight_bias, ("input",), _linear, joint=True)
+    # A weight of one axis leaves the output without a features' axis.
+    _RULES[aten.linear.default] = Rule(
+        weight_bias, ("input",), _linear, lambda a: a["weight"].dim() == 2, joint=True
+    )
     _RULES[aten.matmul.default] = Rule(
         ("other",), ("self",), _matmul, lambda a: a["other"].dim() == 2 and a["self"].dim() >= 2
     )

@@ -169,6 +169,9 @@ def _snapshot(model: nn.Module) -> nn.Module:
             "remove what refuses copy.deepcopy from the module"
         ) from error
     for module in twin.modules():
+        # A sparse gradient is the same one, in a form that few operations take.
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.sparse = False
         # In training mode batch norm uses the batch alone; its running averages are only written to.
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
             module.register_buffer("running_mean", None)

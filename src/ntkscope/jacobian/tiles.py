@@ -89,6 +89,7 @@ class SampleRows:
     def with_rows(self, rows: int) -> SampleRows:
         """The same rows in blocks of so many."""
         twin = copy.copy(self)
+        twin.rows = rows
         twin._cut(rows)
         return twin
 
@@ -203,6 +204,9 @@ def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> T
         pairs = [(a[0], b[0]) for i, a in enumerate(panel) for b in panel[: i + 1]]
         for left, right in [*pairs, *((a[0], b[0]) for b in followers for a in panel)]:
             tile = _tile(left, right).flatten(0, 1).flatten(1).to(_values(left.factors[0]).dtype)
+            if left is right:
+                # Symmetric to the last bit, as the other tiles make it.
+                tile = (tile + tile.T) / 2
             rows, columns = left.index.reshape(-1), right.index.reshape(-1)
             kernel = tile.new_zeros(n, n) if kernel is None else kernel
             kernel[rows.unsqueeze(1), columns] = tile
