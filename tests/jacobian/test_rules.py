@@ -109,7 +109,9 @@ def test_unequal_geometry_on_each_axis() -> None:
 
 
 def test_several_images_in_a_sample() -> None:
-    run: Callable[[Any, Tensor], Tensor] = lambda m, x: m.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
     for layer in (nn.Conv2d(4, 6, 2, groups=2), nn.ConvTranspose2d(4, 2, 2, groups=2)):
         _each_alone(lambda layer=layer: Function(run, conv=layer), _random(2, 3, 4, 3, 2))
 

@@ -90,13 +90,13 @@ def test_blocks_that_fit_are_computed_once_and_others_again(whole: bool) -> None
     assert tight.computed == count * (count + 1) // 2
 
 
-def test_progress_counts_every_tile_once() -> None:
-    for budget in (1, 1 << 30):
-        calls: list[tuple[int, int]] = []
-        source = _source(BY_NAME["mlp"], 4)
-        kernel_inner_products([source], budget, lambda done, total: calls.append((done, total)))
-        tiles = len(source) * (len(source) + 1) // 2
-        assert calls == [(done, tiles) for done in range(1, tiles + 1)]
+@pytest.mark.parametrize("budget", [1, 1 << 30])
+def test_progress_counts_every_tile_once(budget: int) -> None:
+    calls: list[tuple[int, int]] = []
+    source = _source(BY_NAME["mlp"], 4)
+    kernel_inner_products([source], budget, lambda done, total: calls.append((done, total)))
+    tiles = len(source) * (len(source) + 1) // 2
+    assert calls == [(done, tiles) for done in range(1, tiles + 1)]
 
 
 def test_blocks_cover_every_row_once() -> None:

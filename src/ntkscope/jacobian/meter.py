@@ -60,6 +60,8 @@ class ForwardMeter(TorchDispatchMode):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of torch says that memory ran out."""
+    # The CPU's allocator raises a bare RuntimeError, with other words on Windows than elsewhere.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
     )
