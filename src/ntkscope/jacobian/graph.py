@@ -247,14 +247,16 @@ class _Opening:
             if node in moves:
                 values[node] = node.target(*fx.map_arg(node.args, values.__getitem__), **node.kwargs)
         placed = values[state].reshape(-1)
-        pieces = []
-        sources = [source for source in sources if values[source].numel()]
+        pieces: dict[fx.Node, Piece] = {}
+        start = 0
         for source in sources:
-            first = int(values[source].reshape(-1)[0])
-            last = first + values[source].numel()
-            index = torch.nonzero((placed >= first) & (placed < last)).reshape(-1)
-            pieces.append(Piece(index, placed[index] - first))
-        return pieces, sources
+            stop = start + values[source].numel()
+            index = torch.nonzero((placed >= start) & (placed < stop)).reshape(-1)
+            # Of a recurrence whose last step alone is watched, the other steps are no part.
+            if len(index):
+                pieces[source] = Piece(index, placed[index] - start)
+            start = stop
+        return list(pieces.values()), list(pieces)
 
 
 def _sources(state: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
