@@ -15,6 +15,7 @@ from ntkscope.jacobian import Jacobian, StateFunction
 from ntkscope.jacobian.chunks import DEFAULT_BUDGET
 from ntkscope.jacobian.persample import SampleJacobian
 from ntkscope.jacobian.samples import BatchDim, StructureError
+from ntkscope.jacobian.tangents import SampleTangents
 from ntkscope.jacobian.tiles import SampleRows, WholeRows, dense_kernel
 from ntkscope.maps import ForwardMap, KernelMap, ReverseMap
 from ntkscope.planner import Plan
@@ -76,6 +77,7 @@ class NTK:
         self._jacobian = Jacobian(self._function, memory_budget, chunk_size)
         self._batch_dim = batch_dim
         self._samples: tuple[SampleJacobian | None, str] | None = None
+        self._tangents: SampleTangents | None = None
         self.memory_budget = memory_budget
 
     # What it is.
@@ -379,6 +381,16 @@ class NTK:
                 "or name the samples' axis by batch_dim="
             )
         return jacobian
+
+    def _sample_tangents(self) -> SampleTangents:
+        if self._tangents is None:
+            try:
+                self._tangents = SampleTangents(self._sample_jacobian(), self.memory_budget)
+            except StructureError as error:
+                raise ValueError(
+                    f"method 'per-sample-forward' does not apply: {error}; use 'per-sample'"
+                ) from error
+        return self._tangents
 
     def _sample_products(self) -> tuple[float, float]:
         """VJPs and JVPs of the batch that were spent sample by sample."""

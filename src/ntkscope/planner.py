@@ -268,8 +268,9 @@ def _per_sample_forward_seconds(sizes: Sizes, machine: Machine, probes: int) -> 
     passes = math.ceil(chunk_bytes / max(sizes.budget, 1))
     # Signs are drawn and turned into numbers, and every use of a parameter reads its direction.
     written = probes * 3 * sizes.elements + 3 * tangents + probes * sizes.batch * sizes.used
-    calls = 4 * sizes.operations * passes
-    return machine.seconds(sizes.flops * (1 + 2.0 * probes), sizes.elements + written, calls)
+    # Before the first probes, forward mode is checked by one product and its transpose.
+    calls = 4 * sizes.operations * (passes + 1)
+    return machine.seconds(sizes.flops * (5 + 2.0 * probes), 3 * sizes.elements + written, calls)
 
 
 def _vjp_seconds(sizes: Sizes, machine: Machine, count: int) -> float:

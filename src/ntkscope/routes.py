@@ -16,8 +16,6 @@ from ntkscope import estimators, planner
 from ntkscope.estimate import Cost, Estimate, Measurement, Measurements
 from ntkscope.estimators import HutchinsonRun, Meter, drive
 from ntkscope.estimators.moments import METRICS, Moments, estimate_metric
-from ntkscope.jacobian.samples import StructureError
-from ntkscope.jacobian.tangents import SampleTangents
 from ntkscope.jacobian.tiles import BlockSource, SampleRows, WholeRows, kernel_inner_products
 from ntkscope.maps import ForwardMap
 from ntkscope.probes import random_signs
@@ -205,11 +203,7 @@ def per_sample_forward_run(ntk: NTK, seed: int) -> HutchinsonRun:
     Raises:
         ValueError: If the samples are coupled, or the model has no forward mode.
     """
-    jacobian = ntk._sample_jacobian()
-    try:
-        tangents = SampleTangents(jacobian, ntk.memory_budget)
-    except StructureError as error:
-        raise ValueError(f"method 'per-sample-forward' does not apply: {error}; use 'per-sample'") from error
+    jacobian, tangents = ntk._sample_jacobian(), ntk._sample_tangents()
     batch = jacobian.batch
 
     def directions(offset: int, probes: range, samples: range) -> torch.Tensor:

@@ -51,6 +51,7 @@ class Fixed:
 
     minimum = 0
     quantum = 1
+    stride = math.inf
 
     def __init__(self, estimate: Estimate) -> None:
         self._estimate = estimate
@@ -84,6 +85,7 @@ class GroupRun(Generic[Result]):
         needed = [-(-part.minimum // share) for part, share in zip(parts, shares, strict=True) if share]
         self.minimum = max(needed, default=0) * sum(shares)
         self.quantum = max(1, sum(shares) * max(part.quantum for part in parts))
+        self.stride = min(part.stride for part in parts)
 
     def grow(self, products: int) -> None:
         """Grow every part to its share."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -29,6 +30,7 @@ class ExactRun(Generic[Result]):
     """
 
     quantum = 1
+    stride = math.inf
 
     def __init__(self, maps: list[Map], finish: Callable[[Moments], Result]) -> None:
         self._maps = maps
@@ -70,6 +72,7 @@ class ExactFactorRun:
     """
 
     quantum = 1
+    stride = math.inf
 
     def __init__(self, factor: Map, cost: Callable[[], Cost]) -> None:
         self._factor = factor

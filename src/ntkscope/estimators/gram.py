@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ntkscope.estimators.blocks import Map
 from ntkscope.estimators.grams import Grams
 from ntkscope.estimators.moments import Moments
+from ntkscope.estimators.run import SHORT_STRIDE
 from ntkscope.estimators.statistics import effective_degrees_of_freedom
 
 __all__ = ["GramRun", "gram_moments"]
@@ -38,6 +39,8 @@ class GramRun(Generic[Result]):
         seed: Of the probes.
         stream: Of the probes.
     """
+
+    stride = SHORT_STRIDE
 
     def __init__(
         self, reverse_maps: list[Map], finish: Callable[[Moments], Result], *, seed: int, stream: int = 0

@@ -12,6 +12,7 @@ from ntkscope.estimators.blocks import Map
 from ntkscope.estimators.grams import Grams
 from ntkscope.estimators.moments import ROUNDING
 from ntkscope.estimators.orthonormal import extend_basis
+from ntkscope.estimators.run import SHORT_STRIDE
 from ntkscope.estimators.statistics import summarise
 
 __all__ = ["HutchPlusPlusRun"]
@@ -43,6 +44,8 @@ class HutchPlusPlusRun:
         cost: What was spent so far.
         products_per_probe: What a product with A costs.
     """
+
+    stride = SHORT_STRIDE
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ntkscope.estimators.blocks import Map
 from ntkscope.estimators.grams import Grams
 from ntkscope.estimators.moments import LeftOut, Moments, left_out_probes
+from ntkscope.estimators.run import SHORT_STRIDE
 from ntkscope.estimators.statistics import effective_degrees_of_freedom
 
 __all__ = ["NystromRun"]
@@ -44,6 +45,8 @@ class NystromRun(Generic[Result]):
         seed: Of the probes.
         stream: Of the probes.
     """
+
+    stride = SHORT_STRIDE
 
     def __init__(
         self, maps: list[Map], finish: Callable[[Moments], Result], *, seed: int, stream: int = 0

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from ntkscope.estimate import Cost, Estimate, Measurement, student_t_quantile
 from ntkscope.estimators.blocks import Map
 
-__all__ = ["Meter", "Progress", "Run", "drive", "estimates_of", "is_within"]
+__all__ = ["SHORT_STRIDE", "Meter", "Progress", "Run", "drive", "estimates_of", "is_within"]
 
 Result_co = TypeVar("Result_co", covariant=True)
 Result = TypeVar("Result")
@@ -27,6 +27,9 @@ Progress = Callable[[Estimate, int, int | None], None]
 #: for 1.6 times the products of one standard error.
 TOLERANCE_LEVEL = 0.80
 
+
+#: Of runs whose error may fall much faster than 1/√m: a longer one may overshoot by far.
+SHORT_STRIDE = 1.33
 
 # A run without a limit ends after so many products that were all zero.
 _ZERO_PRODUCTS = 64
@@ -47,6 +50,11 @@ class Run(Protocol[Result_co]):
     @property
     def quantum(self) -> int:
         """Growth in multiples of this many products never wastes one."""
+        ...
+
+    @property
+    def stride(self) -> float:
+        """By what factor it may grow without a look at its error bar."""
         ...
 
     def grow(self, products: int) -> None:
@@ -300,8 +308,12 @@ def _fixed_step(run: Run[Any], spent: int, budget: _Budget) -> int:
 
 
 def _next(run: Run[Any], spent: int, excess: float, budget: _Budget) -> int:
-    """Where to look next: what √m convergence asks for, within 15% and 33% more."""
-    factor = min(1.33, max(1.15, excess**2))
+    """Where to look next: nearly where √m convergence ends, 15% further at least.
+
+    Few probes find their error bar large by Student's t alone, so 0.7 of the way is gone; a run
+    that converges faster than √m goes no further than its stride.
+    """
+    factor = min(run.stride, max(1.15, 0.7 * excess**2))
     target = max(spent + run.quantum, math.ceil(spent * factor / run.quantum) * run.quantum)
     return target if budget.limit is None else min(target, budget.limit)
 

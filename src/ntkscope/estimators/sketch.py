@@ -12,6 +12,7 @@ from ntkscope.estimators.grams import Grams
 from ntkscope.estimators.moments import Moments
 from ntkscope.estimators.orthonormal import extend_basis
 from ntkscope.estimators.residuals import Deflated, sketch_moments
+from ntkscope.estimators.run import SHORT_STRIDE
 
 __all__ = ["SketchRun"]
 
@@ -42,6 +43,8 @@ class SketchRun(Generic[Result]):
         seed: Of the probes.
         stream: Of the probes.
     """
+
+    stride = SHORT_STRIDE
 
     def __init__(
         self, maps: list[Map], finish: Callable[[Moments], Result], *, seed: int, stream: int = 0
