@@ -182,5 +182,18 @@ def test_intervals_cover(metric, method):
 
 def test_the_same_check_finds_error_bars_too_small(monkeypatch):
     """The spread of leave-one-out samples alone is no error bar."""
-    monkeypatch.setattr(moments, "_calibrated", lambda spread, *_: spread)
+    monkeypatch.setattr(
+        moments, "_with_shared_probes", lambda summary, *_: (summary.stderr, summary.degrees_of_freedom)
+    )
     assert coverage("frobenius_norm", "sketch") < 0.9
+
+
+@pytest.mark.parametrize("method", ["sketch", "nystrom"])
+def test_the_variance_of_shared_probes_is_without_bias(method):
+    """stderr² is the variance of the estimates in the mean; the spread alone shows half of it here."""
+    found = [call("trace", method, products=40, seed=seed) for seed in range(300)]
+    variance = np.var([estimate.value for estimate in found])
+    shown = np.mean([estimate.stderr**2 for estimate in found])
+    spread = np.mean([np.var(estimate.samples, ddof=1) / len(estimate.samples) for estimate in found])
+    assert 0.8 < shown / variance < 1.3
+    assert spread / variance < 0.8

@@ -31,10 +31,12 @@ class LeftOut:
     """The moments as they would be without one probe, for some or all of the k probes.
 
     Attributes:
+        probes: The g probes that were left out, one at a time.
         traces: Samples of shape (g, k-1, c), one row for every probe that was left out.
         inner: Samples of shape (g, k-1, c, c).
     """
 
+    probes: list[int]
     traces: Small
     inner: Small
 
@@ -91,8 +93,10 @@ class Moments:
         if len(influence) < 2 or freedom == 0:
             return Summary(value, None), influence
         stderr = float(np.std(influence, ddof=1)) / math.sqrt(len(influence))
-        if factors[0].left_out is not None:
-            stderr = _calibrated(stderr, factors, powers, value)
+        if self.left_out is not None:
+            stderr, freedom = _with_shared_probes(
+                Summary(value, stderr, freedom), factors, powers, self.left_out.probes
+            )
         return Summary(value, self._floor(value, stderr), freedom), influence
 
     def _floor(self, value: float, stderr: float | None) -> float | None:
@@ -112,41 +116,65 @@ class _Factor:
 
 
 def left_out_probes(probes: int) -> list[int]:
-    """Which probes the jackknife leaves out: a few are enough to tell its size to 20%.
+    """Which probes are left out, one at a time, to see what the samples share.
 
-    The choice depends on the number of probes alone.
+    All where they are few; the choice depends on the number of probes alone.
     """
-    count = min(probes, 24, max(10, 2400 // probes))
+    count = min(probes, max(24, 2400 // probes))
     return sorted({int(probe) for probe in np.linspace(0, probes - 1, count)})
 
 
-def _calibrated(spread: float, factors: list[_Factor], powers: list[float], value: float) -> float:
-    """Standard error of Π vⱼ^pⱼ from leave-one-out samples tᵢ, which share probes.
+#: With fewer degrees of freedom than this the covariance of the samples is not told but bounded.
+_TOLD = 4.0
 
-    Of the part of the estimate's variance that comes from d probes together, the
-    spread of the samples shows 1/d, and the jackknife d times as much; their
-    geometric mean is at least the variance (Cauchy-Schwarz), and is the variance
-    where one d prevails. The jackknife is that of one probe less: the spread of the
-    samples with one probe less says how much that matters.
+
+def _with_shared_probes(
+    summary: Summary, factors: list[_Factor], powers: list[float], probes: list[int]
+) -> tuple[float, float]:
+    """Standard error and degrees of freedom of Π vⱼ^pⱼ from leave-one-out samples tᵢ.
+
+    Each tᵢ is unbiased given the other probes, whose approximation it corrects with
+    probe i. Let hᵢⱼ = tᵢ - tᵢ⁽⁻ʲ⁾ be what probe j changes in it. Of the products of
+    tᵢ = tᵢ⁽⁻ʲ⁾ + hᵢⱼ and tⱼ = tⱼ⁽⁻ⁱ⁾ + hⱼᵢ only one has a mean: Cov(tᵢ, tⱼ) = E hᵢⱼhⱼᵢ. The
+    spread of the samples shows (Var t - Cov)/k, so the spread and the mean of hᵢⱼhⱼᵢ
+    over pairs add up to the variance of the mean of the samples, without bias.
 
     Args:
-        spread: Standard error that the spread of the samples shows.
-        factors: The factors with their left-out samples.
+        summary: The product, and the error and degrees of freedom that the spread shows.
+        factors: The factors with their samples and left-out samples.
         powers: Their exponents.
-        value: The product.
+        probes: Which probes were left out.
     """
-    means = [np.asarray(factor.left_out).mean(axis=1) for factor in factors]
-    pairs = list(zip(factors, powers, means, strict=True))
-    relative = np.sum([power * mean / factor.value for factor, power, mean in pairs], axis=0)
-    samples = np.sum(
-        [power * np.asarray(factor.left_out) / factor.value for factor, power, _ in pairs], axis=0
-    )
-    fewer = samples.shape[1]
-    jackknife = abs(value) * fewer / math.sqrt(fewer + 1) * float(np.std(relative, ddof=1))
-    if fewer < 2:
-        return math.sqrt(spread * jackknife)
-    spreads = abs(value) * np.std(samples, axis=1, ddof=1) / math.sqrt(fewer)
-    typical = math.sqrt(float(np.mean(spreads**2)))
+    spread, freedom = summary.stderr or 0.0, summary.degrees_of_freedom
+    terms = list(zip(factors, powers, strict=True))
+    full = summary.value * np.sum([p * np.asarray(f.samples) / f.value for f, p in terms], axis=0)
+    left = summary.value * np.sum([p * np.asarray(f.left_out) / f.value for f, p in terms], axis=0)
+    count = len(probes)
+    changes = np.zeros((count, count))
+    for row, probe in enumerate(probes):
+        changes[row] = full[probes] - np.insert(left[row], probe, full[probe])[probes]
+    pairs = changes * changes.T
+    rows = pairs.sum(axis=1) / (count - 1)
+    covariance, noise = float(rows.mean()), 4 * float(np.var(rows, ddof=1)) / count
+    variance = spread**2 + max(0.0, covariance)
+    doubt = spread**4 / freedom + noise / 2
+    told = variance**2 / doubt if doubt > 0 else freedom
+    if told >= min(freedom, _TOLD):
+        return math.sqrt(variance), told
+    return _bound(spread, left), freedom
+
+
+def _bound(spread: float, left: Small) -> float:
+    """Upper bound of the standard error, where the covariance drowns in noise.
+
+    Of the variance that d probes make together the spread shows 1/d, the jackknife d
+    times as much; their geometric mean is at least the variance (Cauchy-Schwarz). The
+    jackknife is that of one probe less: the spread of the samples with one probe less
+    says how much that matters.
+    """
+    fewer = left.shape[1]
+    jackknife = fewer / math.sqrt(fewer + 1) * float(np.std(left.mean(axis=1), ddof=1))
+    typical = math.sqrt(float(np.mean(np.var(left, axis=1, ddof=1))) / fewer)
     shrink = min(1.0, spread / typical) if typical > 0 else 1.0
     return math.sqrt(spread * max(spread, jackknife * shrink))
 

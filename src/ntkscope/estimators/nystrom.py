@@ -256,8 +256,10 @@ def _left_out(small: _Approximation) -> LeftOut | None:
     probes = small.root.shape[2]
     if probes < 3:
         return None
-    samples = [_leave_one_out(small.without(probe)) for probe in left_out_probes(probes)]
+    chosen = left_out_probes(probes)
+    samples = [_leave_one_out(small.without(probe)) for probe in chosen]
     return LeftOut(
+        chosen,
         traces=np.array([s[0] for s in samples]),
         inner=np.array([s[1] for s in samples]),
     )

@@ -296,8 +296,10 @@ def _left_out(small: Deflated) -> LeftOut | None:
     probes = small.inside.shape[1]
     if probes < 3:
         return None
-    samples = [_leave_one_out(small.without(probe)) for probe in left_out_probes(probes)]
+    chosen = left_out_probes(probes)
+    samples = [_leave_one_out(small.without(probe)) for probe in chosen]
     return LeftOut(
+        chosen,
         traces=np.array([s.traces for s in samples]),
         inner=np.array([s.inner for s in samples]),
     )
