@@ -1,50 +1,112 @@
 """How often 95% intervals cover the truth, and where rtol=0.01 ends.
 
-    python -m benchmarks.coverage --seeds 400 --json coverage.json
+    python -m benchmarks.coverage --seeds 400 --kernels mlp mnist gru flat
     python -m benchmarks.coverage --rtol --seeds 200
 
-Another script may call `coverage` and `tolerance` with its own kernels, as dense
-matrices or as maps; the truth comes from dense matrices.
+Kernels are dense float64 matrices, of real models or with spectra made to order, so the truth is
+known. One run a seed grows through the budgets, and gives every metric that it can. Rows are merged
+into the JSON file by kernel, metric, method and budget.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import warnings
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
-from benchmarks.spectra import SPECTRA, kernel
+from benchmarks.kernels import STATES, pair
+from benchmarks.timing import machine
 from ntkscope import estimators
+from ntkscope.estimators import nystrom, residuals
 from ntkscope.estimators import run as driver
+from ntkscope.estimators.gram import GramRun
+from ntkscope.estimators.hutchinson import HutchinsonRun, two_sided_draw
+from ntkscope.estimators.methods import Request, make_runs
+from ntkscope.estimators.moments import METRICS, estimate_metric
+from ntkscope.estimators.nystrom import NystromRun
+from ntkscope.estimators.sketch import SketchRun
+from ntkscope.probes import random_signs
 
-METHODS = {
-    "trace": ("hutchinson", "hutch++", "xnystrace", "xtrace", "gram"),
-    "frobenius_norm": ("hutch++", "sketch", "nystrom", "gram"),
-    "effective_rank": ("hutch++", "sketch", "nystrom", "gram"),
-    "inner_product": ("hutch++", "sketch", "nystrom", "gram"),
-    "alignment": ("hutch++", "sketch", "nystrom", "gram"),
-}
 PAIRS = ("inner_product", "alignment")
+SINGLES = ("trace", "frobenius_norm", "effective_rank")
+FOLDER = Path("results/estimators")
 
 
-class Factored:
-    """A dense kernel that offers K = J Jᵀ with J its symmetric root, for reverse mode alone."""
+class Dense:
+    """A dense kernel as a map that remembers the products of the signs, which methods share."""
 
     def __init__(self, dense):
-        self.dense = np.asarray(dense, dtype=np.float64)
-        self.shape = self.dense.shape
-        self.dtype = self.dense.dtype
-        values, vectors = np.linalg.eigh(self.dense)
-        self.root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        self.dense = np.ascontiguousarray(dense, dtype=np.float64)
+        self._map = estimators.as_map(self.dense)
+        self.shape, self.epsilon = self._map.shape, self._map.epsilon
+        self.identity, self.gram, self.inner = self._map.identity, self._map.gram, self._map.inner
+        self.combine, self.concat = self._map.combine, self._map.concat
+        self._products: dict[int, tuple] = {}
+
+    @property
+    def cost(self):
+        return self._map.cost
+
+    def signs(self, start, stop, *, seed, stream):
+        return _signs(self.shape[0], start, stop, seed, stream)
+
+    def apply(self, block):
+        if id(block) not in _SHARED_SIGNS:
+            return self._map.apply(block)
+        if id(block) not in self._products:
+            if len(self._products) > 8:
+                self._products.pop(next(iter(self._products)))
+            self._products[id(block)] = (block, self._map.apply(block))
+        return self._products[id(block)][1]
 
     def __matmul__(self, block):
-        return self.dense @ block
+        return self.apply(block)
+
+    def _as_map(self):
+        return self
 
     def _reverse_map(self):
-        return estimators.as_map(self.root)
+        return Reverse(self)
+
+
+_SHARED_SIGNS: dict[int, object] = {}
+
+
+@functools.lru_cache(maxsize=8)
+def _signs(size, start, stop, seed, stream):
+    block = random_signs(size, start, stop, seed=seed, stream=stream).astype(np.float64)
+    if stream == 0:
+        _SHARED_SIGNS[id(block)] = block
+        while len(_SHARED_SIGNS) > 8:
+            _SHARED_SIGNS.pop(next(iter(_SHARED_SIGNS)))
+    return block
+
+
+class Reverse:
+    """Jᵀ of K = J Jᵀ, whose blocks are seen through Gram matrices alone: XᵀX of X = JᵀZ is ZᵀKZ."""
+
+    def __init__(self, kernel):
+        self._kernel = kernel
+        self.shape, self.epsilon, self.signs = kernel.shape, kernel.epsilon, kernel.signs
+
+    @property
+    def cost(self):
+        return self._kernel.cost
+
+    def apply(self, block):
+        return block, self._kernel.apply(block)
+
+    def gram(self, x, y):
+        return self._kernel.gram(x[0], y[1])
+
+    def inner(self, x, y):
+        return self._kernel.inner(x[0], y[1])
 
 
 def truth(metric, A, B=None):
@@ -72,115 +134,221 @@ def quantiles():
     driver.student_t_quantile = rounded
 
 
-def coverage(kernels, seeds, budgets=(20, 60, 200), methods=METHODS):
-    """One row a kernel, metric, method and budget a kernel: coverage and errors."""
-    rows = []
-    for name, (A, B) in kernels.items():
-        operators = {"one": (Factored(A),), "two": (Factored(A), Factored(B))}
-        for metric, chosen_methods in methods.items():
-            function = getattr(estimators, metric)
-            chosen = operators["two" if metric in PAIRS else "one"]
-            true = truth(metric, A, B)
-            for method in chosen_methods:
-                for budget in budgets:
-                    rows.append(_row(function, chosen, true, method, budget * len(chosen), seeds))
-                    rows[-1] |= {"kernel": name, "metric": metric, "method": method, "products": budget}
-                    print(*(rows[-1][key] for key in ("kernel", "metric", "method", "products")), end=" ")
-                    numbers = ("covered", "error", "half", "unknown")
-                    print(*(f"{rows[-1][key]:.3g}" for key in numbers), flush=True)
-    return rows
+# Runs: each takes (kernels, seed) to a run, and says how its result becomes estimates by metric.
 
 
-def _row(function, operators, true, method, products, seeds):
-    covered, errors, halves, unknown = [], [], [], 0
-    for seed in range(seeds):
-        try:
-            found = function(*operators, method=method, products=products, seed=seed)
-        except ValueError as error:
-            if "too small" not in str(error):
-                raise
-            return {"covered": np.nan, "error": np.nan, "half": np.nan, "unknown": 1.0}
-        errors.append(abs(found.value / true - 1))
-        if found.stderr is None:
-            unknown += 1
-            continue
-        low, high = found.interval()
-        covered.append(low <= true <= high)
-        halves.append((high - low) / 2 / abs(true))
+def _shared(kind, metrics):
+    """Metrics from the moments of one run."""
+
+    def start(kernels, seed):
+        def finish(moments):
+            return {
+                metric: estimate_metric(
+                    moments, metric, tuple(range(METRICS[metric])), method="", cost=None, seed=seed
+                )
+                for metric in metrics
+            }
+
+        count = max(METRICS[metric] for metric in metrics)
+        maps = [k._reverse_map() if kind is GramRun else estimators.as_map(k) for k in kernels[:count]]
+        return _Named(kind(maps, finish, seed=seed), metrics), count
+
+    return start
+
+
+def _single(metric, method):
+    """One metric by the name of its method."""
+
+    def start(kernels, seed):
+        count = METRICS[metric]
+        run, _ = make_runs(Request(metric, kernels[:count], method, seed))
+        return _Named(run, [metric]), count
+
+    return start
+
+
+def _hutchinson(kernels, seed):
+    draw = two_sided_draw(estimators.as_map(kernels[0]), seed=seed)
+    return _Named(HutchinsonRun(draw, method="hutchinson"), ["trace"]), 1
+
+
+def _per_sample(kernels, seed):
+    """Σ_b z_bᵀK_bb z_b, as independent signs for every sample give it."""
+    blocks = kernels[0].sample_blocks
+
+    def draw(start, stop):
+        signs = random_signs(kernels[0].shape[0], start, stop, seed=seed, stream=20).astype(np.float64)
+        signs = signs[: blocks.shape[0] * blocks.shape[1]].reshape(*blocks.shape[:2], -1)
+        return np.sum(signs * (blocks @ signs), axis=(0, 1))
+
+    return _Named(HutchinsonRun(draw, method="per-sample"), ["trace"]), 1
+
+
+class _Named:
+    """A run, and which metrics its result holds."""
+
+    def __init__(self, run, metrics):
+        self._run, self.metrics = run, metrics
+        self.minimum, self.grow = run.minimum, run.grow
+
+    def result(self):
+        found = self._run.result()
+        return found if isinstance(found, dict) else {self.metrics[0]: found}
+
+
+METHODS = {
+    "hutchinson": [_hutchinson],
+    "per-sample": [_per_sample],
+    "nystrom": [_shared(NystromRun, tuple(METRICS))],
+    "gram": [_shared(GramRun, tuple(METRICS))],
+    "sketch": [_shared(SketchRun, SINGLES), _shared(SketchRun, PAIRS)],
+    "hutch++": [_single(metric, "hutch++") for metric in METRICS],
+}
+#: For one kernel's trace they go by the names of their papers.
+TRACE_NAMES = {"sketch": "xtrace", "nystrom": "xnystrace"}
+
+
+def kernel_pair(name, size=1000):
+    pairs = [Dense(dense) for dense in pair(name, size)]
+    if name in STATES:
+        shape, axis = STATES[name]
+        places = np.moveaxis(np.arange(pairs[0].shape[0]).reshape(shape), axis, 0).reshape(shape[axis], -1)
+        pairs[0].sample_blocks = np.stack([pairs[0].dense[np.ix_(rows, rows)] for rows in places])
+    return pairs
+
+
+def coverage(name, kernels, methods, seeds, budgets=(20, 60, 200), metrics=tuple(METRICS)):
+    """One row a metric, method and budget a kernel: coverage, errors, widths."""
+    found: dict[tuple[str, str, int], list] = {}
+    for seed in range(seeds) if isinstance(seeds, int) else seeds:
+        for method, start in [(each, start) for each in methods for start in METHODS[each]]:
+            run, count = start(kernels, seed)
+            if not set(metrics) & set(run.metrics):
+                continue
+            for budget in budgets:
+                if budget * count < run.minimum:
+                    continue
+                run.grow(budget * count)
+                for metric, estimate in run.result().items():
+                    if metric in metrics:
+                        found.setdefault((metric, method, budget), []).append(estimate)
+    A, B = (k.dense for k in kernels)
+    return [
+        {
+            "kernel": name,
+            "metric": metric,
+            "method": TRACE_NAMES.get(method, method) if metric == "trace" else method,
+            "products": budget,
+            "seeds": len(estimates),
+            **_summary(estimates, truth(metric, A, B)),
+        }
+        for (metric, method, budget), estimates in found.items()
+    ]
+
+
+def _summary(estimates, true):
+    known = [e for e in estimates if e.stderr is not None]
+    intervals = [e.interval() for e in known]
+    error = np.array([abs(e.value / true - 1) for e in estimates])
     return {
-        "covered": float(np.mean(covered)) if covered else np.nan,
-        "error": float(np.median(errors)),
-        "half": float(np.median(halves)) if halves else np.nan,
-        "unknown": unknown / seeds,
+        "covered": float(np.mean([low <= true <= high for low, high in intervals])) if known else None,
+        "unknown": 1 - len(known) / len(estimates),
+        "error": float(np.median(error)),
+        "rms": float(np.sqrt(np.mean(error**2))),
+        "half_width": float(np.median([(b - a) / 2 / abs(true) for a, b in intervals])) if known else None,
+        "freedom": float(np.median([e.degrees_of_freedom for e in known])) if known else None,
     }
 
 
-def tolerance(kernels, seeds, rtol=0.01, metrics=tuple(METHODS), method="auto"):
+def tolerance(name, kernels, metric, seeds, rtol=0.01, method="auto"):
     """Runs to a tolerance: how many miss twice of it, and what they spend."""
-    rows = []
-    for name, (A, B) in kernels.items():
-        for metric in metrics:
-            operators = (A, B) if metric in PAIRS else (A,)
-            function, true = getattr(estimators, metric), truth(metric, A, B)
-            runs = [function(*operators, method=method, rtol=rtol, seed=seed) for seed in range(seeds)]
-            spent = float(np.median([run.cost.products for run in runs]))
-            good = np.mean([abs(run.value / true - 1) < 2 * rtol for run in runs])
-            best = _best_budget(function, operators, true, method, 2 * rtol, min(seeds, 60))
-            rows.append(
-                {"kernel": name, "metric": metric, "within": float(good), "products": spent, "best": best}
-            )
-            print(rows[-1], flush=True)
-    return rows
+    operators = [kernel.dense for kernel in kernels[: METRICS[metric]]]
+    true = truth(metric, *(kernel.dense for kernel in kernels))
+    function = getattr(estimators, metric)
+    runs = [function(*operators, method=method, rtol=rtol, seed=seed) for seed in range(seeds)]
+    spent = [run.cost.products for run in runs]
+    starts = (make_runs(Request(metric, operators, method, seed))[0] for seed in range(seeds))
+    return {
+        "kernel": name,
+        "metric": metric,
+        "seeds": seeds,
+        "within": float(np.mean([abs(run.value / true - 1) < 2 * rtol for run in runs])),
+        "products": float(np.median(spent)),
+        "most": max(spent),
+        "best": _best_budget(starts, true, 2 * rtol, max(spent)),
+        "method": runs[0].method,
+    }
 
 
-def _best_budget(function, operators, true, method, bound, seeds):
-    """The smallest fixed budget with which 95% of runs end within the bound."""
-    budget = 4 * len(operators) ** 2
-    while budget < operators[0].shape[0] * len(operators):
-        try:
-            runs = [function(*operators, method=method, products=budget, seed=s) for s in range(seeds)]
-            if np.mean([abs(run.value / true - 1) < bound for run in runs]) >= 0.95:
-                return budget
-        except ValueError:
-            pass
-        budget = int(np.ceil(budget * 1.15))
-    return budget
+def _best_budget(starts, true, bound, most):
+    """The smallest fixed budget with which 95% of runs end within the bound, or ``most``."""
+    grid, errors = [], []
+    for run in starts:
+        if not grid:
+            steps = run.minimum * 1.15 ** np.arange(100)
+            grid = sorted({int(b) // run.quantum * run.quantum for b in steps if b < most})
+        errors.append([])
+        for budget in grid:
+            run.grow(budget)
+            with _values_alone():
+                errors[-1].append(abs(run.result().value / true - 1))
+    within = np.mean(np.array(errors) < bound, axis=0) >= 0.95
+    return next((budget for budget, good in zip(grid, within, strict=True) if good), most)
 
 
-def synthetic(n, names=("flat", "polynomial", "slow", "fast", "step")):
-    """Named pairs (K, K′): K′ shares part of K's spectrum and half of its directions."""
-    pairs = {}
-    for index, name in enumerate(names):
-        first = kernel(SPECTRA[name](n), seed=index)
-        pairs[name] = (first, 0.5 * first + 0.5 * kernel(SPECTRA[name](n), seed=100 + index))
-    return pairs
+def _values_alone():
+    """Leaves out what only error bars need."""
+    nothing = {"new": lambda small: None}
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(nystrom, "_left_out", **nothing))
+    stack.enter_context(mock.patch.object(residuals, "_left_out", **nothing))
+    return stack
+
+
+def merge(path, rows):
+    """Put rows into a JSON file, in place of those of the same case."""
+    keys = ("kernel", "metric") if "best" in rows[0] else ("kernel", "metric", "method", "products")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    fresh = {tuple(row[key] for key in keys) for row in rows}
+    kept = [row for row in known if tuple(row[key] for key in keys) not in fresh]
+    everything = sorted(kept + rows, key=lambda row: tuple(row[key] for key in keys))
+    partial = path.with_suffix(".partial")
+    lines = ",\n".join(json.dumps(row) for row in everything)
+    partial.write_text(f'{{"machine": {json.dumps(machine())},\n"rows": [\n{lines}\n]}}\n')
+    partial.replace(path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=400)
-    parser.add_argument("--size", type=int, default=400)
-    parser.add_argument("--kernels", nargs="*", default=["flat", "polynomial", "slow", "fast", "step"])
-    parser.add_argument("--metrics", nargs="*", default=list(METHODS))
-    parser.add_argument("--methods", nargs="*")
+    parser.add_argument("--kernels", nargs="*", default=["mlp", "mnist", "gru", "flat"])
+    parser.add_argument("--size", type=int, default=1000, help="n of the kernels made to order")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--metrics", nargs="*", default=list(METRICS), help="with --rtol")
     parser.add_argument("--budgets", nargs="*", type=int, default=[20, 60, 200])
     parser.add_argument("--rtol", action="store_true", help="measure runs to rtol=0.01 instead")
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     quantiles()
     warnings.simplefilter("error")
-    kernels = synthetic(options.size, options.kernels)
-    if options.rtol:
-        rows = tolerance(kernels, options.seeds, metrics=options.metrics)
-    else:
-        methods = {
-            metric: [m for m in METHODS[metric] if not options.methods or m in options.methods]
-            for metric in options.metrics
-        }
-        rows = coverage(kernels, options.seeds, options.budgets, methods)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    for name in options.kernels:
+        kernels = kernel_pair(name, options.size)
+        if options.rtol:
+            for metric in options.metrics:
+                rows = [tolerance(name, kernels, metric, options.seeds)]
+                merge(options.json or FOLDER / "tolerance.json", rows)
+                report(rows)
+            continue
+        methods = [m for m in options.methods if m != "per-sample" or name in STATES]
+        rows = coverage(name, kernels, methods, options.seeds, options.budgets)
+        merge(options.json or FOLDER / "coverage.json", rows)
+        report(rows)
+
+
+def report(rows):
+    for row in rows:
+        print(*(f"{v:.3g}" if isinstance(v, float) else v for v in row.values()), flush=True)
 
 
 if __name__ == "__main__":
