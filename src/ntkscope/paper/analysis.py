@@ -11,11 +11,17 @@ from ntkscope.paper.experiments import PAPER_METHODS
 from ntkscope.paper.store import Curve, Results
 
 __all__ = [
+    "OURS",
     "TOLERANCES",
+    "Behind",
+    "Point",
     "Spread",
     "Target",
     "baseline_seconds",
+    "behind",
     "best_speedup",
+    "falling",
+    "median_speedup",
     "speedup_of",
     "spread",
     "time_to",
@@ -25,6 +31,9 @@ Array = NDArray[np.float64]
 
 #: The accuracies of the tables: 99%, 99.9% and 99.999%.
 TOLERANCES = (1e-2, 1e-3, 1e-5)
+
+#: This library's methods, as far as they do not choose by themselves.
+OURS = ("per-sample", "sketch", "nystrom", "exact")
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,55 @@ def speedup_of(results: Results, experiment: str, curve: Curve, metric: str = "t
     return spread(baseline_seconds(results, experiment, metric) / curve.seconds)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A point of a curve: a method at a setting, with its median time and error."""
+
+    method: str
+    setting: float
+    seconds: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Points of the paper's curves, and those that no point of ours beats in both time and error."""
+
+    points: int
+    ahead: tuple[Point, ...]
+
+
+def behind(results: Results, experiment: str, metric: str) -> Behind:
+    """Compares the curves of error against runtime, by medians."""
+    theirs = _points(results, experiment, metric, PAPER_METHODS)
+    ours = _points(results, experiment, metric, OURS)
+    ahead = [
+        point
+        for point in theirs
+        if not any(own.seconds <= point.seconds and own.error <= point.error for own in ours)
+    ]
+    return Behind(len(theirs), tuple(ahead))
+
+
+def _points(results: Results, experiment: str, metric: str, methods: tuple[str, ...]) -> list[Point]:
+    points = []
+    for method in methods:
+        curve = results.curve(experiment, method, metric)
+        if curve is not None:
+            seconds, errors = spread(curve.seconds).median, spread(curve.errors).median
+            points += [
+                Point(method, float(setting), float(time), float(error))
+                for setting, time, error in zip(curve.settings, seconds, errors, strict=True)
+            ]
+    return points
+
+
+def falling(curve: Curve) -> float:
+    """Exponent a of the median error ~ m^a, fitted over all budgets."""
+    errors = spread(curve.errors).median
+    return float(np.polyfit(np.log(curve.settings), np.log(np.maximum(errors, 1e-16)), 1)[0])
+
+
 def best_speedup(
     results: Results, experiment: str, tolerances: Array, methods: tuple[str, ...] = PAPER_METHODS
 ) -> Spread:
@@ -124,6 +182,24 @@ def best_speedup(
     if complete.any():
         speedups[np.ix_(partial, ~complete)] = np.nan
     return spread(speedups)
+
+
+def median_speedup(
+    results: Results, experiment: str, tolerances: Array, methods: tuple[str, ...] = PAPER_METHODS
+) -> Array:
+    """Speed-up over n NTK products of the quickest budget whose median error is within each tolerance.
+
+    No repetition is lucky here: a budget counts by its errors in all repetitions. NaN where none is within.
+    """
+    base = baseline_seconds(results, experiment, "trace")
+    curves = [results.curve(experiment, method, "trace") for method in methods]
+    found = np.full(len(tolerances), np.nan)
+    for place, tolerance in enumerate(tolerances):
+        targets = [time_to(curve, tolerance) for curve in curves if curve is not None]
+        times = [target.seconds for target in targets if target is not None]
+        if times:
+            found[place] = base / min(times)
+    return found
 
 
 def _crossings(curve: Curve, tolerances: Array) -> Array:

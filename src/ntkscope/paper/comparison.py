@@ -10,7 +10,7 @@ import numpy as np
 from ntkscope.paper.analysis import baseline_seconds, best_speedup, spread, time_to
 from ntkscope.paper.experiments import PAPER_METHODS
 from ntkscope.paper.store import Results
-from ntkscope.paper.words import METRIC_NAMES, TITLES, duration, factor, percent
+from ntkscope.paper.words import METRIC_NAMES, TITLES, duration, error_words, factor, percent
 
 __all__ = ["OURS_TRACE", "PUBLISHED", "Published", "published_rows", "speedup_words"]
 
@@ -71,7 +71,7 @@ def published_rows(results: Results) -> list[Line]:
 def _trace_rows(results: Results, experiment: str, published: Published) -> Iterator[Line]:
     name = TITLES[experiment]
     truth = f"{results.fact(experiment, 'trace'):,.2f}"
-    yield f"{name}: trace", published.trace, truth, truth, "the same model, inputs and seed"
+    yield f"{name}: trace", published.trace, truth, truth, "model, inputs and seed as in the paper"
     base, exact = baseline_seconds(results, experiment, "trace"), results.curve(experiment, "exact", "trace")
     yield (
         f"{name}: exact trace",
@@ -92,7 +92,7 @@ def _trace_rows(results: Results, experiment: str, published: Published) -> Iter
     curve = results.curve(experiment, "hutch++", "trace")
     target = time_to(curve, error) if curve else None
     yield (
-        f"{name}: Hutch++ to {error:.0e}",
+        f"{name}: Hutch++ to {error_words(error)}",
         seconds,
         duration(target.seconds) if target else "not reached with the budgets run",
         f"{duration(float(np.nanmedian(exact.seconds)))} (exact)" if exact else "–",
@@ -124,7 +124,7 @@ def _kernel_rows(results: Results) -> Iterator[Line]:
         ours = "–"
         if exact is not None:
             share = float(np.nanmedian(exact.seconds)) / base
-            ours = f"{percent(float(np.nanmedian(exact.errors)))} in {percent(share)} (exact)"
+            ours = f"{error_words(float(np.nanmedian(exact.errors)))} in {percent(share)} (exact)"
         yield (
             f"{TITLES['mnist']}: {METRIC_NAMES[metric]}, error within 20% of the exact run's time",
             published,
@@ -144,4 +144,4 @@ def _best_within(results: Results, metric: str, seconds: float) -> str:
         return "–"
     best = inside[np.argmin(errors[inside])]
     base = baseline_seconds(results, "mnist", metric)
-    return f"{percent(float(errors[best]))} in {percent(float(times[best] / base))}"
+    return f"{error_words(float(errors[best]))} in {percent(float(times[best] / base))}"

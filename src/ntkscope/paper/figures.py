@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkscope.paper.analysis import Array, baseline_seconds, best_speedup, speedup_of, spread
+from ntkscope.paper.analysis import (
+    Array,
+    baseline_seconds,
+    best_speedup,
+    median_speedup,
+    speedup_of,
+    spread,
+)
+from ntkscope.paper.comparison import OURS_TRACE
 from ntkscope.paper.experiments import METHOD_NAMES, PAPER_METHODS
 from ntkscope.paper.store import Results
+from ntkscope.paper.words import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +53,7 @@ _MARKERS = {
 _INK, _SOFT = "#333333", "#666666"
 _OURS_TRACE = ("per-sample", "exact", "tolerance")
 _TITLES = {"mlp": "MLP", "gru": "GRU"}
+_SHOWN = (1e-2, 1e-3, 1e-4, 1e-5)
 _METRICS = {
     "frobenius_norm": "Frobenius norm ‖K‖",
     "alignment": "alignment cos(K, K′)",
@@ -56,70 +66,80 @@ _METRICS = {
 
 def speedup_figure(results: Results) -> Figure:
     """Speed-up over n NTK products against the accuracy of the trace."""
-    figure = _figure(10.6, 5.0)
+    figure = _figure(10.6, 5.4)
     panels = figure.subplots(1, 2)
     for axis, experiment, letter in zip(panels, ("mlp", "gru"), "AB", strict=True):
         _speedup_panel(axis, results, experiment)
         n, p = int(results.fact(experiment, "n")), int(results.fact(experiment, "p"))
         _title(axis, letter, f"{_TITLES[experiment]}: n = {n:,}, p = {p:,}")
         axis.set_ylabel("speed-up over n NTK products")
-    _finish(figure, panels, results, "Trace of K: speed-up against accuracy", ("mlp", "gru"), columns=2)
+    _finish(figure, panels, results, "Trace of K: speed-up against accuracy", ("mlp", "gru"), 2)
     return figure
 
 
 def _speedup_panel(axis: Axes, results: Results, experiment: str) -> None:
-    tolerances = np.logspace(-2, -5, 25)
-    groups: list[tuple[str, tuple[str, ...], str]] = [
-        ("paper's best", PAPER_METHODS, "best of Hutch++, RHutch, FHutch, chosen knowing the truth"),
-        (
-            "our best",
-            ("per-sample", "exact"),
-            "best of per-sample and exact (ours), chosen knowing the truth",
-        ),
-    ]
-    for name, methods, label in groups:
+    tolerances = np.logspace(-2, -5, 31)
+    for name, methods, words in (
+        ("paper's best", PAPER_METHODS, "the paper's methods"),
+        ("our best", OURS_TRACE, "per-sample and exact (ours)"),
+    ):
+        color = PALETTE[name]
         found = best_speedup(results, experiment, tolerances, methods)
         reached = found.median > 0
-        axis.plot(tolerances[reached], found.median[reached], color=PALETTE[name], lw=2.2, label=label)
-        axis.fill_between(
-            tolerances[reached],
-            np.maximum(found.low[reached], 1e-3),
-            found.high[reached],
-            color=PALETTE[name],
-            alpha=0.22,
-            lw=0,
+        x = tolerances[reached]
+        label = f"{words}: best of each repetition"
+        axis.plot(x, found.median[reached], color=color, lw=2.2, label=label, zorder=4)
+        axis.fill_between(x, found.low[reached], found.high[reached], color=color, alpha=0.2, lw=0, zorder=2)
+        steady = median_speedup(results, experiment, tolerances, methods)
+        axis.plot(
+            tolerances, steady, color=color, lw=1.5, ls=(0, (4, 2)), label=f"{words}: best by median error"
         )
     _tolerance_points(axis, results, experiment)
-    axis.axhline(1, color=PALETTE["ntk-products"], ls=":", lw=1.2)
-    axis.set(xscale="log", yscale="log", xlim=(1.6e-2, 2.2e-6))
-    axis.set_xticks(TOLERANCES_SHOWN, [f"{100 * (1 - t):.5g}%" for t in TOLERANCES_SHOWN])
-    axis.minorticks_off()
+    axis.set(xscale="log", yscale="log", xlim=(1.5e-2, 2.6e-6))
+    axis.set_xticks(_SHOWN, [f"{100 * (1 - t):.5g}%" for t in _SHOWN])
+    axis.xaxis.minorticks_off()
+    axis.yaxis.set_major_formatter(lambda value, place: f"{value:,.0f}×")
     axis.set_xlabel("accuracy of the trace")
-
-
-TOLERANCES_SHOWN = (1e-2, 1e-3, 1e-4, 1e-5)
 
 
 def _tolerance_points(axis: Axes, results: Results, experiment: str) -> None:
     """trace(rtol) where its error really was; beyond the axis an arrow says so."""
+    from matplotlib.patheffects import withStroke
+
     curve = results.curve(experiment, "tolerance", "trace")
     if curve is None:
         return
     speed, errors = speedup_of(results, experiment, curve), spread(curve.errors)
-    edge = 4e-6
-    x = np.maximum(errors.median, edge)
+    edge, color = 4e-6, PALETTE["tolerance"]
     inside = errors.median >= edge
-    color = PALETTE["tolerance"]
+    x = np.where(inside, errors.median, edge)
+    label = "trace(rtol=…) (ours), at the error that it had (▶: exact)"
     axis.errorbar(
         x, speed.median, yerr=[speed.median - speed.low, speed.high - speed.median],
         xerr=np.where(inside, [errors.median - errors.low, errors.high - errors.median], 0),
-        fmt="none", ecolor=color, elinewidth=1.2, zorder=5,
+        fmt="none", ecolor=color, elinewidth=1.2, alpha=0.8, zorder=5,
     )  # fmt: skip
-    label = "trace(rtol=…) (ours), at the error that it had, not knowing the truth"
-    axis.plot(x[inside], speed.median[inside], ls="", marker="P", ms=8, mec="white", mew=0.8, color=color,
-              zorder=6, label=label)  # fmt: skip
-    axis.plot(x[~inside], speed.median[~inside], ls="", marker=">", ms=8, mec="white", mew=0.8, color=color,
-              zorder=6, label="the same, where it is exact: beyond the axis")  # fmt: skip
+    axis.plot(
+        x[inside], speed.median[inside], ls="", marker="P", ms=9, mec="white", mew=0.8, color=color, zorder=6,
+        label=label,
+    )  # fmt: skip
+    axis.plot(
+        x[~inside],
+        speed.median[~inside],
+        ls="",
+        marker=">",
+        ms=9,
+        mec="white",
+        mew=0.8,
+        color=color,
+        zorder=6,
+    )
+    for place, height, rtol in zip(x[inside], speed.median[inside], curve.settings[inside], strict=True):
+        note = axis.annotate(
+            f"rtol={rtol:g}", (place, height), xytext=(6, -13), textcoords="offset points", fontsize=8,
+            color=_INK, zorder=7,
+        )  # fmt: skip
+        note.set_path_effects([withStroke(linewidth=3, foreground="white")])
 
 
 # Figures 2 and 3: the trace, three panels.
@@ -140,7 +160,7 @@ def _trace_figure(experiment: str) -> Callable[[Results], Figure]:
         ):
             _title(axis, letter, title)
         name = _TITLES[experiment]
-        _finish(figure, panels, results, f"Estimating the trace of the {name}'s kernel", (experiment,), 7)
+        _finish(figure, panels, results, f"Estimating the trace of the {name}'s kernel", (experiment,), 4)
         return figure
 
     return draw
@@ -161,7 +181,8 @@ def _estimates(axis: Axes, results: Results, experiment: str) -> None:
             reach = max(reach, float(np.abs(np.array([found.low, found.high])[:, wide] - truth).max()))
     axis.set(xscale="log", xlabel="probes m", ylabel="tr K")
     axis.set_xlim(0.8, None)
-    axis.set_ylim(truth - 1.6 * reach, truth + 1.6 * reach)
+    if reach:
+        axis.set_ylim(truth - 1.6 * reach, truth + 1.6 * reach)
 
 
 def _errors(axis: Axes, results: Results, experiment: str, metric: str, methods: Sequence[str]) -> None:
@@ -185,15 +206,14 @@ def _whole_range(axis: Axes, results: Results, experiment: str) -> None:
 
 
 def _low_part(axis: Axes, results: Results, experiment: str) -> None:
-    """As far as 324 probes of the paper's methods, on a linear axis."""
-    ends = []
-    for method in PAPER_METHODS:
-        curve = results.curve(experiment, method, "trace")
-        if curve is not None:
-            ends.append(float(spread(curve.seconds).median[curve.settings <= 330].max()))
-    axis.set_xscale("linear")
-    axis.set_xlim(0, max(ends, default=1.0))
-    axis.set_ylim(1e-9, 1)
+    """As far as 324 probes of Hutch++ take, on a linear axis."""
+    curve = results.curve(experiment, "hutch++", "trace")
+    if curve is not None:
+        axis.set_xscale("linear")
+        axis.set_xlim(0, 1.02 * float(spread(curve.seconds).median[curve.settings <= 330].max()))
+    end = axis.get_xlim()[1]
+    seen = [y for line in axis.get_lines() for x, y in np.asarray(line.get_xydata()) if x <= end]
+    axis.set_ylim(max(1e-9, min(seen, default=1e-9) / 3), 2 * max(seen, default=1.0))
 
 
 # Figure 4: norm, alignment, effective rank.
@@ -247,9 +267,9 @@ def _line(axis: Axes, method: str, x: Array, found: Any) -> None:
     single = method in ("exact", "tolerance")
     axis.plot(
         x, np.maximum(median, 1e-12), color=PALETTE[method], marker=marker,
-        ms={"*": 13, "P": 8}.get(marker, 4.5 if paper else 5.5), mec="white", mew=0.6,
+        ms={"*": 12, "P": 9}.get(marker, 4.5 if paper else 5.5), mec="white", mew=0.6,
         lw=0 if single else (1.5 if paper else 2.3), label=METHOD_NAMES[method],
-        zorder=4 if single else 3,
+        zorder={"exact": 6, "tolerance": 5}.get(method, 3),
     )  # fmt: skip
     if not single:
         axis.fill_between(x, np.maximum(low, 1e-12), high, color=PALETTE[method], alpha=0.18, lw=0, zorder=2)
@@ -269,26 +289,21 @@ def _finish(
         axis.spines[["top", "right"]].set_visible(False)
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=10,
-    )
+    legend = figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False,
+        fontsize=10, title=_caption(results, experiments), title_fontsize=9,
+    )  # fmt: skip
+    legend.get_title().set_color(_SOFT)
     figure.suptitle(title + (" (quick)" if results.quick else ""), fontsize=14, color=_INK)
-    figure.supxlabel(_caption(results, experiments), fontsize=8.5, color=_SOFT)
 
 
 def _caption(results: Results, experiments: Sequence[str]) -> str:
     repeats = max(results.repeats(name) for name in experiments)
     machine = results.settings["fixed"]
     place = machine.get("gpu") or f"{machine['cores']} × {machine['processor']}"
-    runs = "repetition" if repeats == 1 else "repetitions"
     return (
-        f"median and quartiles of {repeats} {runs} (large budgets in fewer); "
-        f"{place}, {machine['threads']} threads, torch {machine['torch']}, float32"
+        f"median and quartiles of {count(repeats, 'repetition')} (large budgets in fewer); "
+        f"{place}, {count(machine['threads'], 'thread')}, torch {machine['torch']}, float32"
     )
 
 

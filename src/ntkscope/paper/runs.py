@@ -24,7 +24,7 @@ __all__ = ["Problem", "seed_of"]
 _NAN = float("nan")
 
 # Methods that work sample by sample: finding the samples' structure is part of construction.
-_STRUCTURED = {"per-sample", "exact", "tolerance"}
+_STRUCTURED = {"per-sample", "exact", "tolerance", "sketch", "nystrom"}
 
 # NTK products that the paper's exact way spends for each of n columns: K; K²; KK′, K², K′²; K and K².
 _EXACT_PRODUCTS = {"trace": 1, "frobenius_norm": 2, "alignment": 6, "effective_rank": 3}
@@ -157,6 +157,9 @@ class Problem:
         else:
             options["method"] = method
             options["products"] = None if method == "exact" else budget
+        if method in ("sketch", "nystrom"):
+            # Samples are independent: the trace in the effective rank comes from them.
+            options["trace_method"] = "exact"
         if len(kernels) > 1:
             return lambda: _outcome(_measure(kernels, **options)), {}
         return lambda: _outcome(main.trace(**options)), {}

@@ -14,7 +14,16 @@ from ntkscope.paper.analysis import TOLERANCES, baseline_seconds, spread, time_t
 from ntkscope.paper.comparison import published_rows
 from ntkscope.paper.experiments import METHOD_NAMES
 from ntkscope.paper.store import Results
-from ntkscope.paper.words import METRIC_NAMES, TITLES, duration, factor, machine_words, percent
+from ntkscope.paper.words import (
+    METRIC_NAMES,
+    TITLES,
+    count,
+    duration,
+    error_words,
+    factor,
+    machine_words,
+    percent,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +69,7 @@ def _values(results: Results, present: list[str]) -> Block:
         size = f"n = {results.fact(experiment, 'n'):,.0f}, p = {results.fact(experiment, 'p'):,.0f}"
         for metric in _metrics(results, experiment):
             curve = results.curve(experiment, "exact", metric)
-            error = percent(float(np.nanmax(curve.errors))) if curve else "–"
+            error = error_words(float(np.nanmax(curve.errors))) if curve else "–"
             value = f"{results.fact(experiment, metric):,.9g}"
             rows.append((TITLES[experiment], size, METRIC_NAMES[metric], value, error))
     return Block(
@@ -131,8 +140,8 @@ def _targets(results: Results, experiment: str) -> Iterator[Block]:
 
 def _products(vjps: float, jvps: float) -> str:
     if vjps == jvps:
-        return f"{vjps:,.0f} NTK products"
-    parts = [f"{count:,.0f} {name}" for count, name in ((vjps, "VJPs"), (jvps, "JVPs")) if count]
+        return count(vjps, "NTK product")
+    parts = [count(number, name) for number, name in ((vjps, "VJP"), (jvps, "JVP")) if number]
     return " and ".join(parts)
 
 

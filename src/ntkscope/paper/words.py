@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ntkscope.paper.store import Results
 
-__all__ = ["METRIC_NAMES", "TITLES", "duration", "factor", "machine_words", "percent"]
+__all__ = ["METRIC_NAMES", "TITLES", "count", "duration", "error_words", "factor", "machine_words", "percent"]
 
 TITLES = {"mlp": "MLP", "gru": "GRU", "mnist": "MNIST MLP"}
 
@@ -14,6 +14,15 @@ METRIC_NAMES = {
     "alignment": "alignment",
     "effective_rank": "effective rank",
 }
+
+
+def count(number: float, name: str) -> str:
+    """A number and what it counts.
+
+    >>> count(1, "thread"), count(1200, "VJP")
+    ('1 thread', '1,200 VJPs')
+    """
+    return f"{number:,.0f} {name}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -41,12 +50,24 @@ def factor(ratio: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A relative error: a percentage where that is short, else a power of ten.
+    """Two digits at most.
 
-    >>> percent(0.01), percent(1e-5), percent(3.2e-8)
-    ('1%', '0.001%', '3.2e-08')
+    >>> percent(0.01), percent(0.00123)
+    ('1%', '0.12%')
     """
-    return f"{100 * share:.2g}%" if share >= 9.5e-6 else f"{share:.1e}"
+    return f"{100 * share:.2g}%"
+
+
+def error_words(error: float) -> str:
+    """A relative error as a power of ten.
+
+    >>> error_words(0.00123), error_words(1e-5), error_words(0.0)
+    ('1.2e-3', '1e-5', '0')
+    """
+    if error == 0:
+        return "0"
+    digits, power = f"{error:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
 def machine_words(results: Results) -> str:
@@ -55,9 +76,10 @@ def machine_words(results: Results) -> str:
     place = fixed.get("gpu") or f"{fixed['cores']} × {fixed['processor']}"
     counts = sorted({results.repeats(name) for name in results.experiments()})
     repeats = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    runs = "repetition" if repeats == "1" else "repetitions"
     quick = " These are quick results: few repetitions of small budgets." if results.quick else ""
     return (
-        f"Measured on {place} with {fixed['threads']} threads, torch {fixed['torch']}, "
-        f"Python {fixed['python']}, float32, device {fixed['device']}; {repeats} repetitions, large "
+        f"Measured on {place} with {count(fixed['threads'], 'thread')}, torch {fixed['torch']}, "
+        f"Python {fixed['python']}, float32, device {fixed['device']}; {repeats} {runs}, large "
         f"budgets in fewer; seed {fixed['seed']}; digits of {fixed['digits']}.{quick}"
     )
