@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -342,3 +343,46 @@ def test_the_trace_may_come_from_elsewhere(trace_method: str) -> None:
 def test_an_unknown_trace_method_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown trace_method 'best'; choose one of 'exact', 'per-sample'"):
         BY_NAME["mlp"].shared().measure(method="sketch", trace_method="best")
+
+
+# What a model does not have.
+
+
+def _bag() -> NTK:
+    """Its operation has neither a forward mode nor a second derivative."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.EmbeddingBag(10, 4, mode="mean"), torch.nn.Linear(4, 3))
+    return NTK(model.double(), torch.randint(10, (5, 4)))
+
+
+def test_without_forward_products_auto_goes_by_reverse_mode_alone() -> None:
+    ntk = _bag()
+    expected = torch.linalg.matrix_norm(ntk.to_dense()).item()
+    assert ntk.measure().frobenius_norm.value == pytest.approx(expected, rel=1e-9)  # type: ignore[union-attr]
+    found = ntk.frobenius_norm(products=10)
+    assert found.method == "gram"
+    assert found.interval()[0] < expected < found.interval()[1]
+    assert ntkscope.measure_all([ntk, ntk], products=12)[1].frobenius_norm.method == "gram"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", ["hutch++", "fhutch"])
+def test_without_forward_products_the_remedy_is_named(method: str) -> None:
+    with pytest.raises(NotImplementedError, match=r"has neither a forward mode .*'gram' or 'rhutch'"):
+        _bag().trace(method, products=9)
+
+
+def test_torch_says_nothing_of_operations_that_it_loops_over() -> None:
+    class Bilinear(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Bilinear(4, 3, 5)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.layer(x, y)
+
+    torch.manual_seed(0)
+    ntk = NTK(Bilinear(), (torch.randn(6, 4), torch.randn(6, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ntk.trace().value > 0
+        assert ntk.trace("hutch++", products=9).value > 0

@@ -60,6 +60,7 @@ def single(
     function = getattr(estimators, metric)
     if metric == "effective_rank":
         growth = growth | {"trace_run": _trace_run(ntk, method, seed, trace_method)}
+    method = _possible(method, [ntk, *others])
     with progress_bar(progress, metric) as report:
         estimate: Estimate = function(
             ntk, *others, method=method, products=products, seed=seed, progress=report, **growth
@@ -86,7 +87,7 @@ def measure(
         return estimators.measure(
             ntk,
             others,
-            method,
+            _possible(method, [ntk, *others]),
             products,
             seed,
             trace_run=_trace_run(ntk, method, seed, trace_method),
@@ -110,6 +111,7 @@ def measure_all(
     if way.exact:
         one = _measure_exactly(kernels, way.name, progress)
         return Measurements(one(a, [b for b in every if b != a]) for a in every)
+    method = _possible(method, kernels)
     with progress_bar(progress, "measure") as report:
         return Measurements(
             estimators.measure_all(kernels, method, products, seed, progress=report, **growth)
@@ -168,7 +170,19 @@ def _trace(
             run = _PER_SAMPLE_RUNS[method](ntk, seed)
             limits = {"rtol": 0.01} if products is None and not _has_tolerance(growth) else {}
             return drive(run, products=products, progress=report, **(limits | growth))
-        return estimators.trace(ntk, method, products, seed, progress=report, **growth)
+        return estimators.trace(ntk, _possible(method, [ntk]), products, seed, progress=report, **growth)
+
+
+def _possible(method: str, kernels: Sequence[Any]) -> str:
+    """``"auto"``, or the best method by reverse mode alone where a model has no products Ju."""
+    if method != "auto" or not all(_is_ntk(kernel) for kernel in kernels):
+        return method
+    try:
+        for kernel in kernels:
+            kernel._jacobian.check_forward()
+    except NotImplementedError:
+        return "gram"
+    return method
 
 
 def _has_tolerance(growth: dict[str, Any]) -> bool:

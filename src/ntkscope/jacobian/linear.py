@@ -98,6 +98,16 @@ class Jacobian:
         self.jvps += z.shape[0]
         return out
 
+    def check_forward(self) -> None:
+        """Finds the way of the forward products, once.
+
+        Raises:
+            NotImplementedError: If the model has neither a forward mode nor a second derivative.
+        """
+        if not self._push_known:
+            self._push = self._choose_push()
+            self._push_known = True
+
     def dense(self) -> Tensor:
         """J itself, shape (n, p), by n reverse products."""
         return self.vjp(torch.eye(self.shape[0], dtype=self.function.dtype, device=self.function.device))
@@ -139,9 +149,7 @@ class Jacobian:
         return {name: zeros(value) if grad is None else grad for (name, value), grad in found}
 
     def _push_block(self, u: Parameters) -> Tensor:
-        if not self._push_known:
-            self._push = self._choose_push()
-            self._push_known = True
+        self.check_forward()
         out = self._map(self._push, u)
         return out.reshape(out.shape[0], -1)
 
@@ -178,21 +186,32 @@ class Jacobian:
         except (NotImplementedError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            return self._reverse_over_reverse()
+            return self._reverse_over_reverse(row)
         # Torch's forward mode does not see torch.no_grad(), or an embedding's padding_idx.
         backward = u.new_empty(u.shape)
         self._flatten(self._pull_block(z), backward)
         difference = torch.dot(forward, z[0].double()) - torch.dot(backward[0].double(), u[0].double())
         tolerance = torch.finfo(function.dtype).eps ** 0.5 * forward.norm() * z.double().norm()
-        return self._push_forward if abs(difference) <= tolerance else self._reverse_over_reverse()
+        return self._push_forward if abs(difference) <= tolerance else self._reverse_over_reverse(row)
 
-    def _reverse_over_reverse(self) -> Callable[[Parameters], Tensor]:
-        """U ↦ Ju as the transpose of the linear map z ↦ Jᵀz."""
+    def _reverse_over_reverse(self, row: Parameters) -> Callable[[Parameters], Tensor]:
+        """U ↦ Ju as the transpose of the linear map z ↦ Jᵀz; tried on one row."""
         function = self.function
         with function.operations():
             pullback = vjp(function, function.parameters)[1]
             zero = torch.zeros(function.output_shape, dtype=function.dtype, device=function.device)
             transpose = vjp(lambda z: pullback(z, retain_graph=True, create_graph=True)[0], zero)[1]
+            try:
+                transpose(row, retain_graph=True)
+            except (NotImplementedError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                line = (str(error).splitlines() or [""])[0]
+                raise NotImplementedError(
+                    f"products Ju are not possible, since an operation of the model has neither a forward "
+                    f"mode nor a second derivative ({line}); use what needs reverse mode alone: "
+                    "method='exact', 'per-sample', 'gram' or 'rhutch'"
+                ) from error
         return lambda u: transpose(u, retain_graph=True)[0]
 
     # Vectors of p numbers and the parameters they stand for.

@@ -136,7 +136,7 @@ def differentiable_operations(*, recurrent: bool = False) -> Iterator[None]:
 
     Attention takes the math backend (the fused ones have no forward mode and fall back to a
     slow loop under vmap), transformer layers skip their inference path, and recurrent layers
-    run by plain operations.
+    run by plain operations. Torch says nothing of operations that it loops over under vmap.
 
     Args:
         recurrent: Whether the model has fused recurrent layers.
@@ -144,7 +144,29 @@ def differentiable_operations(*, recurrent: bool = False) -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), plain_recurrences() if recurrent else nullcontext():
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            plain_recurrences() if recurrent else nullcontext(),
+            _without_loop_warnings(),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _without_loop_warnings() -> Iterator[None]:
+    """Torch would ask the user to report every operation that vmap has no rule for."""
+    global _quiet_depth
+    switch = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", lambda enabled: None)
+    _quiet_depth += 1
+    switch(False)
+    try:
+        yield
+    finally:
+        _quiet_depth -= 1
+        # Torch does not tell what was set before; contexts lie within one another.
+        switch(_quiet_depth == 0)
+
+
+_quiet_depth = 0
