@@ -31,6 +31,16 @@ def _frozen() -> nn.Module:
     return nn.Linear(3, 2).requires_grad_(False)
 
 
+class _Counting(nn.Linear):
+    """Its state is no buffer, so that no call is like the last."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
 # One row for each way to go wrong when a kernel is made: arguments of NTK, error, its text.
 MAKING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no-module": (lambda: NTK(lambda x: x, X), TypeError, "must be a torch.nn.Module, found function; wrap"),
@@ -84,6 +94,28 @@ MAKING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "4 of 8 entries that are NaN or infinite",
     ),
+    "infinite-state": (
+        lambda: NTK(_model(lambda m, x: m.linear(x).exp() * torch.inf), X),
+        ValueError,
+        "8 of 8 entries that are NaN or infinite.*diverged training run",
+    ),
+    "boolean-state": (
+        lambda: NTK(_model(lambda m, x: m.linear(x) > 0), X),
+        TypeError,
+        "dtype torch.bool, expected a real floating one",
+    ),
+    "no-state": (
+        lambda: NTK(_model(lambda m, x: None), X),
+        TypeError,
+        "the model returned a NoneType, expected one tensor",
+    ),
+    "numpy-inputs": (
+        lambda: NTK(_model(), np.ones((4, 3))),
+        TypeError,
+        "inputs hold no tensor, found ndarray; pass a tensor",
+    ),
+    "no-inputs": (lambda: NTK(_model(), ()), TypeError, "inputs hold no tensor, found tuple"),
+    "no-parameter": (lambda: NTK(nn.Tanh(), X), ValueError, "no trainable parameter"),
     "nothing-trainable": (
         lambda: NTK(_frozen(), X),
         ValueError,
@@ -96,6 +128,21 @@ MAKING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "noise": (
         lambda: NTK(_model(lambda m, x: m.linear(x) + torch.randn(4, 2)), X),
+        ValueError,
+        "two evaluations of the model on the same inputs differ",
+    ),
+    "dropout-by-hand": (
+        lambda: NTK(_model(lambda m, x: nn.functional.dropout(m.linear(x))), X),
+        ValueError,
+        "two evaluations of the model on the same inputs differ, so it is random",
+    ),
+    "random-slope": (
+        lambda: NTK(nn.Sequential(nn.Linear(3, 8), nn.RReLU()), torch.randn(4, 3)),
+        ValueError,
+        r"it is random \(dropout\?\); call model.eval\(\) first",
+    ),
+    "counting-its-calls": (
+        lambda: NTK(_Counting(3, 2), X),
         ValueError,
         "two evaluations of the model on the same inputs differ",
     ),
@@ -179,6 +226,20 @@ USING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "products=0 is too small",
     ),
     "fractional-products": (lambda: _ntk().trace(products=2.5), TypeError, "products must be a whole number"),
+    "negative-products": (
+        lambda: _ntk().trace(method="rhutch", products=-3),
+        ValueError,
+        "products=-3 is too small",
+    ),
+    "boolean-products": (lambda: _ntk().trace(products=True), TypeError, "whole number, found True"),
+    "no-tolerance": (lambda: _ntk().trace(method="rhutch", rtol=0), ValueError, "rtol must be positive"),
+    "tolerance-not-a-number": (
+        lambda: _ntk().trace(method="rhutch", rtol=float("nan")),
+        ValueError,
+        "rtol must be positive, found nan",
+    ),
+    "no-time": (lambda: _ntk().trace(method="rhutch", seconds=0), ValueError, "seconds must be positive"),
+    "fractional-seed": (lambda: _ntk().trace(method="rhutch", seed=0.5), TypeError, "seed must be an int"),  # type: ignore[arg-type]
     "negative-seed": (lambda: _ntk().trace(products=5, seed=-1), ValueError, "seed.* must not be negative"),
     "bad-tolerance": (lambda: _ntk().trace(method="rhutch", rtol=-1), ValueError, "rtol must be positive"),
     "products-and-tolerance": (
