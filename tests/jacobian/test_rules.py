@@ -351,7 +351,10 @@ def test_a_rule_that_fails_is_named_and_the_numbers_stay_right(operation: Any) -
     assert ntk.trace("exact").value == pytest.approx(dense(model, x).trace, rel=1e-9)
 
 
-@pytest.mark.parametrize("target", [torch.add, torch.ops.aten.add, "aten::add", nn.Linear], ids=str)
+TARGETS = [torch.add, torch.ops.aten.add, "aten::add", nn.Linear]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=["function", "packet", "text", "module"])
 def test_a_rule_is_for_an_overload(target: Any) -> None:
     with pytest.raises(TypeError, match=r"operator overload such as .*scale.default, found .*custom_op"):
         add_rule(target, _scale_rule())
