@@ -160,7 +160,8 @@ def _with_shared_probes(
     doubt = spread**4 / freedom + noise / 2
     told = variance**2 / doubt if doubt > 0 else freedom
     if told >= min(freedom, _TOLD):
-        return math.sqrt(variance), told
+        # The samples are skewed as before: what the covariance adds is no reason to trust them more.
+        return math.sqrt(variance), min(told, freedom)
     return _bound(spread, left), freedom
 
 
