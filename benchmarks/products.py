@@ -1,7 +1,7 @@
 """The MNIST kernels by products alone: errors from 360 products a kernel, and the time to 1%.
 
     python -m benchmarks.products            errors and budgets of both ways (about 20 minutes)
-    python -m benchmarks.products --time     time to 1% of both ways, with the budgets found before
+    python -m benchmarks.products time       time to 1% of both ways, with the budgets found before
 
 The paper's way is separate Hutch++ runs for every metric. Its errors come from the same kernels as
 dense float64 matrices, ours from NTK products; the times are of NTK products for both.
@@ -79,22 +79,33 @@ def ours(cases, true, seeds):
 
 
 def curve(start, true, seeds, until, most, first):
-    """Median errors of runs as they grow: [[products, {key: error}]], until none is above ``until``."""
-    runs = [start(seed) for seed in range(seeds)]
-    points, budget = [], first
-    while budget < most:
-        for run in runs:
+    """Median errors of runs as they grow: [[products, {key: error}]], to where none is above ``until``."""
+    grid = list(itertools.takewhile(lambda b: b < most, (int(first * 1.15**step) for step in range(100))))
+    # Three runs say how far to go; every run is let go before the next.
+    scouts, points = [start(seed) for seed in range(3)], []
+    end = 0
+    for budget in grid:
+        end += 1
+        for run in scouts:
             run.grow(budget)
-        errors = medians([run.result() for run in runs], true)
-        points.append([budget, errors])
-        if all(error <= until[key] for key, error in errors.items()):
+        errors = medians([run.result() for run in scouts], true)
+        if all(errors[key] <= until[key] / 2 for key in true):
             break
-        budget = int(np.ceil(budget * 1.15))
+    scouts, grid = [], grid[: end + 2]
+    found = []
+    for seed in range(seeds):
+        run, results = start(seed), []
+        for budget in grid:
+            run.grow(budget)
+            results.append(run.result())
+        found.append(results)
+    for budget, runs in zip(grid, zip(*found, strict=True), strict=True):
+        points.append([budget, medians(runs, true)])
     return points
 
 
 def smallest(points, key, bound, most):
-    """The smallest budget of a curve within the bound; ``most`` where there is none."""
+    """The smallest budget of a curve within the bound; ``most`` where the curve does not reach it."""
     return next((budget for budget, errors in points if errors[key] <= bound), most)
 
 
@@ -140,23 +151,34 @@ def sketch_budget(kernels, true, seeds, traces=None):
     return points[-1][0]
 
 
-def accuracy(seeds):
-    """Errors of our way, and what the paper's way spends on the same."""
+def sketch_part(seeds):
+    """Errors of one sketch of both kernels, and what it spends on 1%."""
     cases = models.mnist_mlps()
-    kernels = [case.kernel().to_dense().double().numpy() for case in cases]
+    kernels = dense(cases)
     true = truths(kernels)
-    mine = ours(cases, true, seeds)
-    for row in mine:
-        print(row, flush=True)
-    # The same errors: those that the sketch reached, the effective rank with the per-sample trace.
-    reached = {(row["metric"], row["kernel"]): row["error"] for row in mine}
-    until = {key: BOUNDS["trace"] if key[0] == "trace" else reached[key] for key in true}
-    curves = paper_curves(kernels, true, seeds, until)
-    paper = []
-    for key, points in curves.items():
+    exact = [true["trace", index] for index in (0, 1)]
+    return {
+        "n": len(kernels[0]),
+        "seeds": seeds,
+        "bounds": BOUNDS,
+        "rows": ours(cases, true, seeds),
+        "to 1%": sketch_budget(kernels, true, seeds),
+        "to 1%, per-sample trace": sketch_budget(kernels, true, seeds, exact),
+        "truth": {f"{metric} {index}": value for (metric, index), value in true.items()},
+        "machine": machine(),
+    }
+
+
+def paper_part(seeds, reached):
+    """What a Hutch++ run for every metric spends on 1%, on the bounds, and on the sketch's errors."""
+    kernels = dense(models.mnist_mlps())
+    true = truths(kernels)
+    until = {key: BOUNDS["trace"] if key[0] == "trace" else min(reached[key], BOUNDS[key[0]]) for key in true}
+    rows = []
+    for key, points in paper_curves(kernels, true, seeds, until).items():
         metric, index = key
         most = len(kernels[0]) * (2 if metric == "alignment" else 1) // 2
-        paper.append(
+        rows.append(
             {
                 "metric": metric,
                 "kernel": index,
@@ -167,24 +189,18 @@ def accuracy(seeds):
                 "curve": [[budget, float(f"{errors[key]:.3g}")] for budget, errors in points],
             }
         )
-    exact = [true["trace", index] for index in (0, 1)]
-    return {
-        "n": len(kernels[0]),
-        "seeds": seeds,
-        "bounds": BOUNDS,
-        "sketch": mine,
-        "sketch to 1%": sketch_budget(kernels, true, seeds),
-        "sketch to 1%, per-sample trace": sketch_budget(kernels, true, seeds, exact),
-        "hutch++": paper,
-        "truth": {f"{metric} {index}": value for (metric, index), value in true.items()},
-    }
+    return {"seeds": seeds, "rows": rows, "machine": machine()}
+
+
+def dense(cases):
+    return [case.kernel().to_dense().double().numpy() for case in cases]
 
 
 def contenders(known):
     """The ways to every metric of both kernels to 1%, on NTK products."""
     before, after = (case.kernel() for case in models.mnist_mlps())
     kernels, counter = [before, after], itertools.count(1000)
-    budgets = {(row["metric"], row["kernel"]): row["to 1%"] for row in known["hutch++"]}
+    budgets = {(row["metric"], row["kernel"]): row["to 1%"] for row in known["hutch++"]["rows"]}
 
     def paper():
         for (metric, index), budget in budgets.items():
@@ -193,21 +209,21 @@ def contenders(known):
             getattr(estimators, metric)(*operators, **options)
 
     def sketch():
-        budget = known["sketch to 1%"]
+        budget = known["sketch"]["to 1%"]
         estimators.measure_all(kernels, "sketch", products=budget, seed=next(counter))
 
     def sketch_and_trace():
-        budget = known["sketch to 1%, per-sample trace"]
+        budget = known["sketch"]["to 1%, per-sample trace"]
         estimators.measure_all(kernels, "sketch", products=budget, seed=next(counter))
         return [kernel.trace("exact") for kernel in kernels]
 
     return [
         Contender("hutch++, a run for every metric", paper, note=f"{sum(budgets.values())} products"),
-        Contender("one sketch", sketch, note=f"{known['sketch to 1%']} products"),
+        Contender("one sketch", sketch, note=f"{known['sketch']['to 1%']} products"),
         Contender(
             "one sketch, per-sample trace",
             sketch_and_trace,
-            note=f"{known['sketch to 1%, per-sample trace']} products",
+            note=f"{known['sketch']['to 1%, per-sample trace']} products",
         ),
         Contender("measure(), auto", lambda: before.measure([after]), note="exact"),
         Contender(
@@ -238,20 +254,29 @@ def times(known, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["sketch", "hutch++"], help="of sketch, hutch++, time")
     parser.add_argument("--seeds", type=int, default=25)
-    parser.add_argument("--time", action="store_true", help="time to 1%, with the budgets in the file")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path, default=PATH)
     options = parser.parse_args()
     known = json.loads(options.json.read_text()) if options.json.exists() else {}
-    if options.time:
-        known["time"] = times(known["accuracy"], options.repeats) | {"machine": machine()}
-        for row in known["time"]["rows"]:
-            print(row)
-    else:
-        known["accuracy"] = accuracy(options.seeds) | {"machine": machine()}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(known, indent=1) + "\n")
+    for part in options.parts:
+        if part == "sketch":
+            known[part] = sketch_part(options.seeds)
+        elif part == "hutch++":
+            rows = known["sketch"]["rows"]
+            by = {"effective_rank": "per sample"}
+            reached = {
+                (row["metric"], row["kernel"]): row["error"]
+                for row in rows
+                if row["trace by"] == by.get(row["metric"], "products")
+            }
+            known[part] = paper_part(options.seeds, reached)
+        else:
+            known[part] = times(known, options.repeats) | {"machine": machine()}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(known, indent=1) + "\n")
+        print(json.dumps(known[part], indent=1)[-1500:], flush=True)
 
 
 if __name__ == "__main__":
