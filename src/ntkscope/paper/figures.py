@@ -78,6 +78,8 @@ def speedup_figure(results: Results) -> Figure:
 
 
 def _speedup_panel(axis: Axes, results: Results, experiment: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     tolerances = np.logspace(-2, -5, 31)
     for name, methods, words in (
         ("paper's best", PAPER_METHODS, "the paper's methods"),
@@ -98,7 +100,9 @@ def _speedup_panel(axis: Axes, results: Results, experiment: str) -> None:
     axis.set(xscale="log", yscale="log", xlim=(1.5e-2, 2.6e-6))
     axis.set_xticks(_SHOWN, [f"{100 * (1 - t):.5g}%" for t in _SHOWN])
     axis.xaxis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(lambda value, place: f"{value:,.0f}×")
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("accuracy of the trace")
 
 
@@ -221,6 +225,8 @@ def _low_part(axis: Axes, results: Results, experiment: str) -> None:
 
 def kernels_figure(results: Results) -> Figure:
     """Errors against the runtime as a share of the exact run, for the kernels of an MNIST MLP."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure = _figure(13.4, 5.2)
     panels = figure.subplots(1, 3)
     for axis, (metric, title), letter in zip(panels, _METRICS.items(), "ABC", strict=True):
@@ -231,8 +237,9 @@ def kernels_figure(results: Results) -> Figure:
                 _line(axis, method, 100 * spread(curve.seconds).median / exact, spread(curve.errors))
         axis.set(xscale="log", yscale="log", ylabel="relative error", ylim=(1e-10, 1))
         axis.set_xlabel(f"runtime in % of the exact run ({exact:.0f} s)")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(_percent)
-        axis.xaxis.set_minor_formatter(lambda value, place: "")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         _title(axis, letter, title)
     n = int(results.fact("mnist", "n"))
     title = f"Norm, alignment and effective rank of the MNIST MLP's kernels, n = {n:,}"

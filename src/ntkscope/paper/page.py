@@ -120,10 +120,11 @@ def _where_behind(results: Results, experiment: str) -> str:
             sentences.append(f"By the {rule}, ours lies ahead at every accuracy{how}.")
         else:
             ratio = (theirs / np.maximum(ours, 1e-12))[theirs > ours].max()
+            first, last = error_words(float(lost.max())), error_words(float(lost.min()))
+            span = f"between errors of {first} and {last}" if len(lost) > 1 else f"at an error of {first}"
             sentences.append(
                 f"By the {rule}, the paper's best lies ahead of ours at {len(lost)} of {len(tolerances)} "
-                f"accuracies, between errors of {error_words(float(lost.max()))} and "
-                f"{error_words(float(lost.min()))}, by up to {factor(float(ratio))}."
+                f"accuracies, {span}, by up to {factor(float(ratio))}."
             )
     return " ".join(sentences)
 
@@ -157,7 +158,7 @@ def _trace_words(results: Results, experiment: str) -> Iterator[str]:
             f"- Exact by structure: {duration(seconds)} with an error of {error_words(error)} (float32), "
             f"{count(float(exact.vjps[0]), 'VJP')}."
         )
-    yield f"- {_points_words(behind(results, experiment, 'trace'))}"
+    yield f"- Of ours: {_points_words(behind(results, experiment, 'trace'))}"
 
 
 def _kernel_words(results: Results) -> Iterator[str]:
