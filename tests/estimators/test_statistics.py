@@ -8,6 +8,7 @@ from ntkscope.estimators.statistics import (
     jackknife,
     power_product,
     summarise,
+    summarise_sums,
 )
 
 
@@ -42,6 +43,32 @@ def test_independent_factors():
     assert found.degrees_of_freedom == pytest.approx(5)
     assert combine_independent([Summary(1.0, None)], [1.0]).stderr is None
     assert combine_independent([Summary(2.0, 0.0)], [1.0]).stderr == 0
+
+
+def test_one_part_is_a_plain_mean():
+    samples = np.random.default_rng(0).chisquare(3, size=9)
+    plain, parts = summarise(samples, level=float(samples.mean())), summarise_sums(samples[:, None])
+    assert parts.value == pytest.approx(plain.value)
+    assert parts.stderr == pytest.approx(plain.stderr)
+    assert parts.degrees_of_freedom == pytest.approx(plain.degrees_of_freedom)
+    assert summarise_sums(samples[:1, None]).stderr is None
+    assert summarise_sums(np.ones((4, 3))).stderr == 0
+
+
+@pytest.mark.parametrize("parts", [4, 15, 100])
+@pytest.mark.parametrize("freedom", [1, 6, 200])
+def test_two_rows_of_many_parts_know_their_error(parts, freedom):
+    """Sums of unequal χ² parts: the interval of two rows covers, and is no wider than it must be."""
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0.5, 2, size=parts)
+    found = [summarise_sums(weights * rng.chisquare(freedom, size=(2, parts)) / freedom) for _ in range(800)]
+    miss = np.array([abs(s.value - weights.sum()) / s.stderr for s in found])
+    bound = student_t.ppf(0.975, [s.degrees_of_freedom for s in found])
+    # Student's t with one degree of freedom a part covers 84% of four χ²₁ parts.
+    assert 0.89 <= np.mean(miss < bound) <= 0.98
+    assert np.median([s.degrees_of_freedom for s in found]) > parts / 4
+    true = np.sqrt((weights**2).sum() * 2 / freedom / 2)
+    assert np.sqrt(np.mean([s.stderr**2 for s in found])) == pytest.approx(true, rel=0.15)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 6, 30])

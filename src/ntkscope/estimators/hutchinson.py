@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from ntkscope.estimate import Cost, Estimate
 from ntkscope.estimators.blocks import Map
 from ntkscope.estimators.moments import ROUNDING
-from ntkscope.estimators.statistics import summarise
+from ntkscope.estimators.statistics import summarise_sums
 
 __all__ = ["Draw", "HutchinsonRun", "factor_draw", "two_sided_draw"]
 
-#: ``draw(start, stop)``: samples start..stop-1 of an endless sequence, shape (stop - start,).
+#: ``draw(start, stop)``: samples start..stop-1 of an endless sequence, shape (stop - start,), or in
+#: independent parts that add up to the samples, shape (stop - start, parts).
 Draw = Callable[[int, int], NDArray[np.float64]]
 
 
@@ -58,17 +59,17 @@ class HutchinsonRun:
         self._epsilon = epsilon
         self._note = note
         self.minimum = self.quantum = products_per_sample
-        self._samples = np.zeros(0)
+        self._samples = np.zeros((0, 1))
 
     def grow(self, products: int) -> None:
         """Draw until ``products`` have run in all."""
         known, wanted = len(self._samples), products // self.quantum
         if wanted > known:
-            fresh = np.asarray(self._draw(known, wanted), dtype=np.float64)
-            self._samples = np.concatenate([self._samples, fresh])
+            fresh = np.asarray(self._draw(known, wanted), dtype=np.float64).reshape(wanted - known, -1)
+            self._samples = np.concatenate([self._samples, fresh]) if known else fresh
 
     def result(self) -> Estimate:
-        """Mean ± std/√k, with the degrees of freedom of quadratic forms.
+        """Mean ± √(Σ_b v_b/k) with the variances v_b of the parts, and their degrees of freedom.
 
         The error of samples that are all 0 is not known: a kernel may be small
         where the probes happened not to look.
@@ -76,7 +77,7 @@ class HutchinsonRun:
         Raises:
             ValueError: If nothing was drawn yet.
         """
-        summary = summarise(self._samples, level=float(self._samples.mean()) if len(self._samples) else None)
+        summary = summarise_sums(self._samples)
         stderr = summary.stderr
         if stderr is not None:
             stderr = max(stderr, ROUNDING * self._epsilon * abs(summary.value)) or None
@@ -85,7 +86,7 @@ class HutchinsonRun:
             stderr,
             self._method,
             self._quantity,
-            samples=self._samples,
+            samples=self._samples.sum(axis=1),
             degrees_of_freedom=summary.degrees_of_freedom,
             cost=self._cost(),
             seed=self._seed,

@@ -21,6 +21,7 @@ __all__ = [
     "jackknife",
     "power_product",
     "summarise",
+    "summarise_sums",
 ]
 
 Small = NDArray[np.float64]
@@ -95,6 +96,44 @@ def summarise(samples: Small, *, level: float | None = None) -> Summary:
         return Summary(mean, None)
     variance = float(np.var(samples, ddof=1))
     return Summary(mean, math.sqrt(variance / count), effective_degrees_of_freedom(count, variance, level))
+
+
+def summarise_sums(samples: Small) -> Summary:
+    """Mean of sums of independent quadratic forms, with its standard error.
+
+    The variance of a sum is the sum of the parts' variances, each found from its own k samples:
+    B equal parts make it as sure from two samples as one part from B + 1.
+
+    Args:
+        samples: The parts, shape (k, B); rows are independent, and so are columns.
+
+    Returns:
+        The mean of the rows' sums, its standard error (``None`` for a single row), and degrees of
+        freedom after Welch and Satterthwaite: 2V²/D - 2 with V = Σ_b v_b, D = Σ_b v_b² r_b/(1 + r_b),
+        r_b = κ_b/k + 2/(k-1); for one part those of :func:`effective_degrees_of_freedom`.
+
+    Raises:
+        ValueError: If there is no row.
+
+    >>> round(summarise_sums(np.array([[1.0, 5.0], [3.0, 1.0]])).stderr ** 2, 12)  # (2 + 8) / 2
+    5.0
+    """
+    count = len(samples)
+    if count == 0:
+        raise ValueError("a mean needs at least one sample, found none; spend at least one product")
+    means = samples.mean(axis=0)
+    if count == 1:
+        return Summary(float(means.sum()), None)
+    variances = samples.var(axis=0, ddof=1)
+    total = float(variances.sum())
+    # κ_b = min(24/ν_b, 12), ν_b = 2 mean²/variance.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kurtosis = np.minimum(_LARGEST_KURTOSIS, np.nan_to_num(12 * variances / means**2))
+    relative = kurtosis / count + 2 / (count - 1)
+    # v_b² is on average too large by its own variance, and so is V².
+    doubt = float((variances**2 * relative / (1 + relative)).sum())
+    freedom = 2 * total**2 / doubt - 2 if doubt > 0 else float(count - 1)
+    return Summary(float(means.sum()), math.sqrt(total / count), freedom)
 
 
 def jackknife(statistic: Callable[[Small], float], samples: Small) -> Summary:
