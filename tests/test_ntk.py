@@ -117,7 +117,8 @@ def test_reverse_over_reverse_is_forward_mode(case: Case) -> None:
     jacobian = case.ntk()._jacobian
     u = torch.randn(2, jacobian.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     forward = jacobian.jvp(u)
-    jacobian._push = jacobian._reverse_over_reverse()
+    row = {name: block[0] for name, block in jacobian._unflatten(u).items()}
+    jacobian._push = jacobian._reverse_over_reverse(row)
     _close(jacobian.jvp(u), forward)
 
 
