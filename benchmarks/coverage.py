@@ -290,13 +290,13 @@ def _best_budget(starts, true, bound, most):
         errors.append([])
         for budget in grid:
             run.grow(budget)
-            with _values_alone():
+            with values_alone():
                 errors[-1].append(abs(run.result().value / true - 1))
     within = np.mean(np.array(errors) < bound, axis=0) >= 0.95
     return next((budget for budget, good in zip(grid, within, strict=True) if good), most)
 
 
-def _values_alone():
+def values_alone():
     """Leaves out what only error bars need."""
     nothing = {"new": lambda small: None}
     stack = contextlib.ExitStack()
