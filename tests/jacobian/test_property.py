@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -282,6 +282,8 @@ def bounded(examples: int) -> Callable[..., Any]:
         deadline=None,
         derandomize=bool(os.environ.get("CI")),
         database=None,
+        # Making a failing network smaller takes minutes: it is small already.
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 
@@ -289,6 +291,13 @@ def bounded(examples: int) -> Callable[..., Any]:
 def _close(found: Tensor, expected: Tensor) -> None:
     scale = float(expected.abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=max(1e-9 * scale, 1e-290))
+
+
+def _reference(network: Network) -> Dense:
+    reference = dense(network.model, network.inputs)
+    # A norm after equal numbers has no gradient but rounding errors, 300 times enlarged.
+    assume(float(reference.jacobian.abs().max()) > 1e-3)
+    return reference
 
 
 def _by_sample(network: Network, reference: Dense) -> Tensor:
@@ -299,7 +308,7 @@ def _by_sample(network: Network, reference: Dense) -> Tensor:
 @bounded(60)
 @given(networks())
 def test_norms_and_kernels_are_those_of_the_dense_jacobian(network: Network) -> None:
-    ntk, reference = network.ntk(), dense(network.model, network.inputs)
+    ntk, reference = network.ntk(), _reference(network)
     rows = _by_sample(network, reference)
     structure = ntk._sample_jacobian()
     assert all("general_" in name for name in structure.graph.general)
@@ -319,7 +328,7 @@ def test_norms_and_kernels_are_those_of_the_dense_jacobian(network: Network) -> 
 @bounded(120)
 @given(networks(padding_idx=[None]))
 def test_products_are_those_of_the_dense_jacobian(network: Network) -> None:
-    ntk, reference = network.ntk(), dense(network.model, network.inputs)
+    ntk, reference = network.ntk(), _reference(network)
     jacobian = reference.jacobian
     assert (ntk.n, ntk.n_params) == jacobian.shape
     generator = torch.Generator().manual_seed(0)
