@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from ntkscope import Cost, Estimate, Measurement
-from ntkscope.estimate import student_t_quantile
+from ntkscope.student import student_t_quantile
 
 
 @pytest.mark.parametrize("freedom", [0.7, 1, 1.5, 2, 4, 9.5, 30, 59.9, 60, 200, 1e4, math.inf])

@@ -11,31 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Cost", "Estimate", "Measurement", "Measurements", "student_t_quantile"]
+from ntkscope.student import student_t_quantile
 
-
-def student_t_quantile(probability: float, degrees_of_freedom: float) -> float:
-    """Quantile of Student's t distribution, to about 1e-6.
-
-    Inverts the distribution function, which the substitution t = √ν tan φ turns
-    into ∫ cos^(ν-1) φ dφ. An infinite number of degrees of freedom is the normal.
-
-    Args:
-        probability: Between 0.5 and 1.
-        degrees_of_freedom: ν > 0, or ``math.inf``.
-
-    >>> round(student_t_quantile(0.975, 4), 4)
-    2.7764
-    """
-    nu = min(float(degrees_of_freedom), 1e6)
-    # Beyond a few standard deviations of φ the density is nil: a grid that follows ν.
-    edge = math.pi / 2 if nu < 60 else math.atan(12 / math.sqrt(nu))
-    # Points crowd towards the far end, where the tail of a small ν lies.
-    phi = edge * (1 - (1 - np.linspace(0.0, 1.0, 200_001)) ** 4)
-    density = np.cos(phi) ** (nu - 1) if nu != 1 else np.ones_like(phi)
-    steps = np.diff(phi) * (density[1:] + density[:-1]) / 2
-    mass = np.concatenate([[0.0], np.cumsum(steps)])
-    return math.sqrt(nu) * math.tan(float(np.interp((2 * probability - 1) * mass[-1], mass, phi)))
+__all__ = ["Cost", "Estimate", "Measurement", "Measurements"]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ class Report:
         self._show = show
         self._forward = forward
 
+    @property
+    def listener(self) -> Report | None:
+        """Itself, or ``None`` if nobody listens and nothing need be worked out to be told."""
+        return None if self._show is None and self._forward is None else self
+
     def __call__(self, estimate: Estimate, spent: int, budget: int | None) -> None:
         """An estimate so far, and the products that were spent on it."""
         if self._forward is not None:

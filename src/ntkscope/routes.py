@@ -63,7 +63,7 @@ def single(
     method = _possible(method, [ntk, *others])
     with progress_bar(progress, metric) as report:
         estimate: Estimate = function(
-            ntk, *others, method=method, products=products, seed=seed, progress=report, **growth
+            ntk, *others, method=method, products=products, seed=seed, progress=report.listener, **growth
         )
     return estimate
 
@@ -91,7 +91,7 @@ def measure(
             products,
             seed,
             trace_run=_trace_run(ntk, method, seed, trace_method),
-            progress=report,
+            progress=report.listener,
             **growth,
         )
 
@@ -114,7 +114,7 @@ def measure_all(
     method = _possible(method, kernels)
     with progress_bar(progress, "measure") as report:
         return Measurements(
-            estimators.measure_all(kernels, method, products, seed, progress=report, **growth)
+            estimators.measure_all(kernels, method, products, seed, progress=report.listener, **growth)
         )
 
 
@@ -169,8 +169,10 @@ def _trace(
         if method in _PER_SAMPLE_RUNS:
             run = _PER_SAMPLE_RUNS[method](ntk, seed)
             limits = {"rtol": 0.01} if products is None and not _has_tolerance(growth) else {}
-            return drive(run, products=products, progress=report, **(limits | growth))
-        return estimators.trace(ntk, _possible(method, [ntk]), products, seed, progress=report, **growth)
+            return drive(run, products=products, progress=report.listener, **(limits | growth))
+        return estimators.trace(
+            ntk, _possible(method, [ntk]), products, seed, progress=report.listener, **growth
+        )
 
 
 def _possible(method: str, kernels: Sequence[Any]) -> str:

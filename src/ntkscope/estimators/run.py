@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from ntkscope.estimate import Cost, Estimate, Measurement, student_t_quantile
+from ntkscope.estimate import Cost, Estimate, Measurement
 from ntkscope.estimators.blocks import Map
+from ntkscope.student import student_t_quantile
 
 __all__ = ["SHORT_STRIDE", "Meter", "Progress", "Run", "drive", "estimates_of", "is_within"]
 

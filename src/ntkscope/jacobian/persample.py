@@ -22,7 +22,8 @@ from ntkscope.jacobian.factors import (
     square_sum,
     stack_features,
 )
-from ntkscope.jacobian.graph import Graph, Piece, trace
+from ntkscope.jacobian.graph import Graph, Piece, Use, trace
+from ntkscope.jacobian.rules import Arguments
 from ntkscope.jacobian.samples import BatchDim, SampleAxes, StructureError
 from ntkscope.jacobian.state import StateFunction
 
@@ -36,6 +37,7 @@ class _Group:
     blocks: tuple[str, ...]
     uses: tuple[tuple[int, tuple[str, ...]], ...]
     joint: bool
+    stackable: bool = False
 
 
 class Linearization:
@@ -61,6 +63,7 @@ class Linearization:
         self.state: Tensor = state
         self._pieces: tuple[Tensor, ...] = pieces
         self._captured = [value.detach() for value in captured]
+        self._stacks: dict[_Group, dict[str, Tensor]] = {}
 
     def pull(self, z: Tensor) -> list[Factor]:
         """The gradients J_bᵀz_b, one factor a parameter group: z has shape (k, B, *state of one sample)."""
@@ -112,22 +115,49 @@ class Linearization:
         return factors
 
     def _factor(self, group: _Group, deltas: tuple[Tensor | None, ...]) -> Factor | None:
-        parts: list[Factor] = []
-        for number, roles in group.uses:
-            delta = deltas[number]
-            if delta is None:
-                continue
-            use = self._owner.graph.uses[number]
-            arguments = dict(use.constants) | {a: self._captured[i] for a, i in use.captured.items()}
-            each = [use.rule.factor(arguments, delta, role) for role in roles]
-            outers = [factor for factor in each if isinstance(factor, Outer)]
-            parts.append(stack_features(outers) if len(each) > 1 else each[0])
-        if not parts:
+        present = [index for index, (number, _) in enumerate(group.uses) if deltas[number] is not None]
+        if not present:
             return None
+        if group.stackable:
+            return self._stacked(group, present, deltas)
+        parts = []
+        for index in present:
+            number, roles = group.uses[index]
+            use, delta = self._owner.graph.uses[number], deltas[number]
+            assert delta is not None
+            captured = {name: self._captured[place] for name, place in use.captured.items()}
+            parts.append(_of_use(use, use.constants | captured, delta, roles))
         outer = [part for part in parts if isinstance(part, Outer)]
         if len(outer) == len(parts) and len({part.transposed for part in outer}) == 1:
             return concat_positions(outer)
         return add_rows(parts)
+
+    def _stacked(self, group: _Group, present: list[int], deltas: tuple[Tensor | None, ...]) -> Factor:
+        """The gradient by several uses as by one, its positions along a new axis after the samples'."""
+        uses = [self._owner.graph.uses[number] for number, _ in group.uses]
+        if group not in self._stacks:
+            self._stacks[group] = {
+                name: torch.stack([self._captured[use.captured[name]] for use in uses], dim=1)
+                for name in uses[0].captured
+            }
+        # Early outputs of a recurrence are reached by the first uses alone.
+        first = present == list(range(len(present)))
+        chosen = torch.tensor(present)
+        captured = {
+            name: values[:, : len(present)] if first else values[:, chosen]
+            for name, values in self._stacks[group].items()
+        }
+        delta = torch.stack(
+            [d for index in present if (d := deltas[group.uses[index][0]]) is not None], dim=2
+        )
+        return _of_use(uses[0], uses[0].constants | captured, delta, group.uses[0][1])
+
+
+def _of_use(use: Use, arguments: Arguments, delta: Tensor, roles: tuple[str, ...]) -> Factor:
+    """The gradient of the parameters that have these roles in an operation."""
+    each = [use.rule.factor(arguments, delta, role) for role in roles]
+    outers = [factor for factor in each if isinstance(factor, Outer)]
+    return stack_features(outers) if len(each) > 1 else each[0]
 
 
 class SampleJacobian:
@@ -386,8 +416,24 @@ def _groups(graph: Graph) -> list[_Group]:
             listed = tuple((number, tuple(roles)) for number, roles in own_uses.items())
         else:
             listed = tuple((number, (role,)) for number, role in uses[key])
-        groups.append(_Group(tuple(blocks), listed, isinstance(key, tuple)))
+        groups.append(_Group(tuple(blocks), listed, isinstance(key, tuple), _stackable(graph, listed)))
     return groups
+
+
+def _stackable(graph: Graph, uses: tuple[tuple[int, tuple[str, ...]], ...]) -> bool:
+    """Whether the uses are the same operation on the same parameters, at different positions."""
+    (first, roles), *others = uses
+    one = graph.uses[first]
+
+    def alike(number: int) -> bool:
+        use = graph.uses[number]
+        return (use.rule, use.tap_shape, use.parameters, use.constants.keys()) == (
+            one.rule, one.tap_shape, one.parameters, one.constants.keys(),
+        )  # fmt: skip
+
+    return (
+        bool(others) and one.rule.positions and all(alike(number) and own == roles for number, own in others)
+    )
 
 
 def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:

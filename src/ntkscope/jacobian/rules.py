@@ -36,6 +36,8 @@ class Rule:
         applies: Whether the rule holds for these arguments (tensors stand for their shapes only).
         joint: Whether all its parameters are outer products with the same δ, so that a weight
             and its bias are treated as one.
+        positions: Whether it does the same at every position, so that several uses of one parameter
+            (the steps of a recurrence) may be stacked along a new axis after the samples'.
     """
 
     parameters: tuple[str, ...]
@@ -43,6 +45,7 @@ class Rule:
     factor: Callable[[Arguments, Tensor, str], Factor]
     applies: Callable[[Arguments], bool] = lambda arguments: True
     joint: bool = False
+    positions: bool = False
 
 
 _RULES: dict[Any, Rule] = {}
@@ -249,7 +252,7 @@ def _register() -> None:
     weight_bias = ("weight", "bias")
     # A weight of one axis leaves the output without a features' axis.
     _RULES[aten.linear.default] = Rule(
-        weight_bias, ("input",), _linear, lambda a: a["weight"].dim() == 2, joint=True
+        weight_bias, ("input",), _linear, lambda a: a["weight"].dim() == 2, joint=True, positions=True
     )
     _RULES[aten.matmul.default] = Rule(
         ("other",), ("self",), _matmul, lambda a: a["other"].dim() == 2 and a["self"].dim() >= 2
