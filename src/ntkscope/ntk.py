@@ -68,6 +68,9 @@ class NTK:
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
     ) -> None:
+        for name, value in (("memory_budget", memory_budget), ("chunk_size", chunk_size)):
+            if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+                raise TypeError(f"{name} must be a number, found {value!r}; pass bytes, such as {1 << 28:,}")
         if memory_budget <= 0 or (chunk_size is not None and chunk_size < 1):
             raise ValueError(
                 f"memory_budget and chunk_size must be positive, found {memory_budget} and {chunk_size}; "
@@ -415,6 +418,11 @@ class NTK:
                 "same state: use the same inputs and outputs for both"
             )
         if isinstance(other, NTK):
+            if other.output_shape != self.output_shape:
+                raise ValueError(
+                    f"the other kernel's state has shape {other.output_shape}, expected {self.output_shape}; "
+                    "kernels are compared on the same state: use the same inputs and outputs for both"
+                )
             if other.dtype != self.dtype or other.device != self.device:
                 raise ValueError(
                     f"the kernels are {self.dtype} on {self.device} and {other.dtype} on {other.device}; "
@@ -422,7 +430,16 @@ class NTK:
                 )
             return other
         if isinstance(other, (Tensor, np.ndarray)):
-            return torch.as_tensor(other).to(self.device, self.dtype)
+            matrix = torch.as_tensor(other).to(self.device, self.dtype)
+            if not bool(torch.isfinite(matrix).all()):
+                raise ValueError(
+                    "the other kernel has entries that are not finite; look for nan and inf in it"
+                )
+            if not torch.allclose(matrix, matrix.mT, rtol=1e-3, atol=1e-3 * float(matrix.abs().max())):
+                raise ValueError(
+                    "the other kernel is not symmetric, as a kernel is; pass (A + A.T) / 2 if it nearly is"
+                )
+            return matrix
         return other
 
 

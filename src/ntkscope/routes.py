@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from ntkscope import estimators, planner
 from ntkscope.estimate import Cost, Estimate, Measurement, Measurements
 from ntkscope.estimators import HutchinsonRun, Meter, drive
+from ntkscope.estimators.methods import check_seed
 from ntkscope.estimators.moments import METRICS, Moments, estimate_metric
+from ntkscope.estimators.run import check_limits
+from ntkscope.jacobian.factors import widened
 from ntkscope.jacobian.tiles import BlockSource, SampleRows, WholeRows, kernel_inner_products
 from ntkscope.maps import ForwardMap
 from ntkscope.probes import random_signs
@@ -48,7 +51,7 @@ def single(
     trace_method: str | None = None,
 ) -> Estimate:
     """One metric of ``ntk`` (and another kernel)."""
-    check_method(metric, method)
+    _check(metric, method, products, seed, growth)
     if metric == "trace":
         return _trace(ntk, method, products, seed, progress, growth)
     way = _kernel_way(ntk, metric, others, method, products, growth)
@@ -79,7 +82,7 @@ def measure(
     trace_method: str | None = None,
 ) -> Measurement:
     """Every metric of ``ntk``, and its alignment with each of the others, from shared work."""
-    check_method("measure", method)
+    _check("measure", method, products, seed, growth)
     way = _kernel_way(ntk, "measure", others, method, products, growth)
     if way.exact:
         return _measure_exactly([ntk, *others], way.name, progress)(0, range(1, len(others) + 1))
@@ -105,7 +108,7 @@ def measure_all(
     growth: dict[str, Any],
 ) -> Measurements:
     """Every metric of every kernel, and every alignment, each kernel's work done once."""
-    check_method("measure_all", method)
+    _check("measure_all", method, products, seed, growth)
     way = _kernel_way(kernels[0], "measure_all", kernels[1:], method, products, growth)
     every = range(len(kernels))
     if way.exact:
@@ -141,13 +144,15 @@ def _measure_exactly(
     return one
 
 
-def check_method(metric: str, method: str) -> None:
-    """A ValueError for a method that does not exist, or not for this metric."""
+def _check(metric: str, method: str, products: int | None, seed: int, growth: dict[str, Any]) -> None:
+    """The errors that estimators raise, before an exact way is taken that would ask for nothing."""
     if method not in METHODS[metric]:
         raise ValueError(
             f"unknown method {method!r} for {metric}; choose one of "
             + ", ".join(repr(name) for name in METHODS[metric])
         )
+    check_seed(seed)
+    check_limits(products=products, **growth)
 
 
 # The trace.
@@ -159,7 +164,7 @@ def _trace(
     if method in ("auto", "exact"):
         rtol = growth.get("rtol") or 0.01
         ways = _trace_ways(ntk, rtol)
-        if method == "auto" and products is not None:
+        if method == "auto" and products is not None and not _pays_for_exact(ntk, products):
             ways = [way for way in ways if not way.exact]
         choice = planner.plan("trace", ways, exact_only=method == "exact").choice
         if choice.exact:
@@ -173,6 +178,12 @@ def _trace(
         return estimators.trace(
             ntk, _possible(method, [ntk]), products, seed, progress=report.listener, **growth
         )
+
+
+def _pays_for_exact(ntk: NTK, products: int) -> bool:
+    """Whether a budget of random probes would buy every one-hot probe too."""
+    jacobian, _ = ntk._structure()
+    return products >= (ntk.n if jacobian is None else jacobian.outputs)
 
 
 def _possible(method: str, kernels: Sequence[Any]) -> str:
@@ -340,7 +351,7 @@ def _parameter_inner_products(kernels: Sequence[NTK], report: Callable[[int, int
     sizes = [ntk.n_params for ntk in kernels]
     first = kernels[0]
     grams = {
-        (a, b): torch.zeros(sizes[a], sizes[b], dtype=first.dtype, device=first.device)
+        (a, b): widened(torch.zeros(sizes[a], sizes[b], dtype=first.dtype, device=first.device))
         for a in range(len(kernels))
         for b in range(a + 1)
     }
@@ -349,7 +360,7 @@ def _parameter_inner_products(kernels: Sequence[NTK], report: Callable[[int, int
     traces = np.zeros(len(kernels))
     blocks = zip(*(source.blocks(0, count) for source in sources), strict=True)
     for number, parts in enumerate(blocks):
-        rows = [part.factors[0].rows()[:, 0] for part in parts]
+        rows = [widened(part.factors[0].rows()[:, 0]) for part in parts]
         for (a, b), gram in grams.items():
             gram.addmm_(rows[a].T, rows[b])
         traces += [float((block * block).sum(dtype=torch.float64)) for block in rows]

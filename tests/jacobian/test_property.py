@@ -326,7 +326,7 @@ def test_norms_and_kernels_are_those_of_the_dense_jacobian(network: Network) -> 
 
 
 @bounded(120)
-@given(networks(padding_idx=[None]))
+@given(networks())
 def test_products_are_those_of_the_dense_jacobian(network: Network) -> None:
     ntk, reference = network.ntk(), _reference(network)
     jacobian = reference.jacobian

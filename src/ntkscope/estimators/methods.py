@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ntkscope.estimate import Cost, Estimate, Measurement
 from ntkscope.estimators.blocks import Map, as_map
 from ntkscope.estimators.compose import Fixed, GroupRun, ProductMap, power_estimate
@@ -19,7 +21,7 @@ from ntkscope.estimators.nystrom import NystromRun
 from ntkscope.estimators.run import Meter, Run
 from ntkscope.estimators.sketch import SketchRun
 
-__all__ = ["METHODS", "Request", "make_runs"]
+__all__ = ["METHODS", "Request", "check_seed", "make_runs"]
 
 _EVERY = ("auto", "exact", "sketch", "nystrom", "gram", "hutch++")
 
@@ -60,10 +62,22 @@ class Request:
                 f"unknown method {self.method!r} for {self.metric}; choose one of "
                 + ", ".join(map(repr, names))
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed must be an int, found {self.seed!r}; pass a number such as seed=0")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, found {self.seed}; pass a number such as seed=0")
+        check_seed(self.seed)
+
+
+def check_seed(seed: Any) -> None:
+    """An error for what the probes cannot be drawn from.
+
+    Raises:
+        TypeError: If it is no int.
+        ValueError: If it is negative, or has more than 64 bits.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an int, found {seed!r}; pass a number such as seed=0")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, found {seed}; pass a number such as seed=0")
+    if seed >= 1 << 64:
+        raise ValueError(f"seed must have at most 64 bits, found {seed}; pass a number such as seed=0")
 
 
 def make_runs(request: Request) -> tuple[Run[Any], Run[Any] | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ntkscope.estimate import Cost, Estimate, Measurement
 from ntkscope.estimators.blocks import Map
 from ntkscope.student import student_t_quantile
 
-__all__ = ["SHORT_STRIDE", "Meter", "Progress", "Run", "drive", "estimates_of", "is_within"]
+__all__ = ["SHORT_STRIDE", "Meter", "Progress", "Run", "check_limits", "drive", "estimates_of", "is_within"]
 
 Result_co = TypeVar("Result_co", covariant=True)
 Result = TypeVar("Result")
@@ -150,26 +151,39 @@ class _Budget:
         return self.products is None
 
 
-def _check(
-    minimum: int,
-    products: int | None,
-    rtol: float | None,
-    atol: float | None,
-    max_products: int | None,
-    seconds: float | None,
+def check_limits(
+    minimum: int = 1,
+    *,
+    products: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_products: int | None = None,
+    seconds: float | None = None,
 ) -> None:
+    """What :func:`drive` raises for limits that make no sense, whatever is run.
+
+    Args:
+        minimum: Fewest products that a run can take.
+        products: As for :func:`drive`, and so are the others.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        max_products: Most products.
+        seconds: Most seconds.
+    """
     if products is not None and (rtol is not None or atol is not None or max_products is not None):
         raise ValueError(
             f"found products={products} together with rtol, atol or max_products; pass either a fixed "
             "number of products or a tolerance (max_products= bounds the products of a tolerance)"
         )
     for name, value in (("rtol", rtol), ("atol", atol), ("seconds", seconds)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise TypeError(f"{name} must be a number, found {value!r}; use a value such as {name}=0.01")
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, found {value}; use a value such as {name}=0.01")
     for name, budget in (("products", products), ("max_products", max_products)):
         if budget is None:
             continue
-        if isinstance(budget, bool) or budget != int(budget):
+        if isinstance(budget, bool) or not isinstance(budget, numbers.Real) or budget != budget // 1:
             raise TypeError(f"{name} must be a whole number, found {budget!r}; pass an int")
         if budget < minimum:
             raise ValueError(
@@ -222,7 +236,9 @@ def drive(
         TypeError: For a budget that is not a whole number.
     """
     smallest = run.minimum if exact is None else min(run.minimum, exact.minimum)
-    _check(smallest, products, rtol, atol, max_products, seconds)
+    check_limits(
+        smallest, products=products, rtol=rtol, atol=atol, max_products=max_products, seconds=seconds
+    )
     if products is None and rtol is None and atol is None:
         rtol = 0.01
     limit = products if products is not None else max_products

@@ -173,6 +173,12 @@ class Outer:
         """Number of probes k."""
         return self.probe_side.shape[0]
 
+    @property
+    def layout(self) -> tuple[int, int, int, bool]:
+        """Groups, outputs, features and order: factors that share it may be summed by positions."""
+        _, _, groups, _, outputs = self.probe_side.shape
+        return groups, outputs, self.sample_side.width, self.transposed
+
     def squared_norms(self) -> Tensor:
         """‖G_ib‖², shape (k, B)."""
         _, _, _, positions, outputs = self.probe_side.shape

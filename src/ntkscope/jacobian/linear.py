@@ -11,7 +11,7 @@ from torch.func import jvp, vjp, vmap
 
 from ntkscope.jacobian.chunks import DEFAULT_BUDGET, Chunks
 from ntkscope.jacobian.meter import is_out_of_memory
-from ntkscope.jacobian.operations import load_forward_mode
+from ntkscope.jacobian.operations import CHECK_SEED, load_forward_mode, transpose_tolerance
 from ntkscope.jacobian.state import Parameters, StateFunction
 
 __all__ = ["Jacobian"]
@@ -175,7 +175,7 @@ class Jacobian:
     def _choose_push(self) -> Callable[[Parameters], Tensor]:
         """Forward mode if every operation of the model has one that is right, else reverse over reverse."""
         load_forward_mode()
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(CHECK_SEED)
         function = self.function
         z, u = (torch.randn(1, size, generator=generator, dtype=torch.float64) for size in self.shape)
         z, u = z.to(function.device, function.dtype), u.to(function.device, function.dtype)
@@ -191,7 +191,7 @@ class Jacobian:
         backward = u.new_empty(u.shape)
         self._flatten(self._pull_block(z), backward)
         difference = torch.dot(forward, z[0].double()) - torch.dot(backward[0].double(), u[0].double())
-        tolerance = torch.finfo(function.dtype).eps ** 0.5 * forward.norm() * z.double().norm()
+        tolerance = transpose_tolerance(function.dtype) * forward.norm() * z.double().norm()
         return self._push_forward if abs(difference) <= tolerance else self._reverse_over_reverse(row)
 
     def _reverse_over_reverse(self, row: Parameters) -> Callable[[Parameters], Tensor]:

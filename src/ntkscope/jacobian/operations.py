@@ -14,9 +14,26 @@ from torch._decomp import decomposition_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["differentiable_operations", "has_recurrence", "load_forward_mode", "plain_recurrences"]
+__all__ = [
+    "CHECK_SEED",
+    "differentiable_operations",
+    "has_recurrence",
+    "load_forward_mode",
+    "plain_recurrences",
+    "transpose_tolerance",
+]
 
 _RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+
+
+#: Of the directions in which forward and reverse mode are compared: not one that a user takes.
+CHECK_SEED = 0x6E746B
+
+
+def transpose_tolerance(dtype: torch.dtype) -> float:
+    """How far ⟨z, Ju⟩ and ⟨Jᵀz, u⟩ may lie apart by rounding, relative to ‖z‖ ‖Ju‖."""
+    epsilon = torch.finfo(dtype).eps
+    return min(epsilon**0.5, 1e6 * epsilon)
 
 
 def has_recurrence(model: nn.Module) -> bool:

@@ -23,6 +23,8 @@ from ntkscope.jacobian.factors import (
     stack_features,
 )
 from ntkscope.jacobian.graph import Graph, Piece, Use, trace
+from ntkscope.jacobian.meter import is_out_of_memory
+from ntkscope.jacobian.operations import CHECK_SEED
 from ntkscope.jacobian.rules import Arguments
 from ntkscope.jacobian.samples import BatchDim, SampleAxes, StructureError
 from ntkscope.jacobian.state import StateFunction
@@ -128,7 +130,7 @@ class Linearization:
             captured = {name: self._captured[place] for name, place in use.captured.items()}
             parts.append(_of_use(use, use.constants | captured, delta, roles))
         outer = [part for part in parts if isinstance(part, Outer)]
-        if len(outer) == len(parts) and len({part.transposed for part in outer}) == 1:
+        if len(outer) == len(parts) and len({part.layout for part in outer}) == 1:
             return concat_positions(outer)
         return add_rows(parts)
 
@@ -293,7 +295,14 @@ class SampleJacobian:
     # Norms.
 
     def squared_norms(self, z: Tensor) -> Tensor:
-        """‖J_bᵀz_b‖² for every probe and sample, in float64: (k, n) → (k, B)."""
+        """‖J_bᵀz_b‖² for every probe and sample, in float64: (k, n) → (k, B).
+
+        Raises:
+            MemoryError: If a single sample with a single probe does not fit.
+        """
+        return self._within_memory(lambda: self._squared_norms(z))
+
+    def _squared_norms(self, z: Tensor) -> Tensor:
         blocks = self.axes.to_samples(z)
         out = torch.zeros(z.shape[0], self.batch, dtype=torch.float64, device=z.device)
         samples, probes = self._portions(z.shape[0])
@@ -309,7 +318,13 @@ class SampleJacobian:
         """‖J_b‖²_F for every sample, exactly, in float64: shape (B,), by s one-hot probes.
 
         Outputs that a recurrence computes early are pulled back through the steps before them alone.
+
+        Raises:
+            MemoryError: If a single sample with a single probe does not fit.
         """
+        return self._within_memory(lambda: self._frobenius_squared(report))
+
+    def _frobenius_squared(self, report: Callable[[int, int], None] | None) -> Tensor:
         done = 0
         out = torch.zeros(self.batch, dtype=torch.float64, device=self.function.device)
         samples, probes = self._portions(self.outputs)
@@ -322,6 +337,23 @@ class SampleJacobian:
                     report(done, self.outputs * self.batch)
         self.vjps += self.outputs
         return out
+
+    def _within_memory(self, work: Callable[[], Tensor]) -> Tensor:
+        """The work, in portions half as large each time that memory runs out."""
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._portions(self.outputs) == (1, 1):
+                    raise MemoryError(
+                        "a single sample with a single probe does not fit into memory; free some, "
+                        "or use a model of lower precision"
+                    ) from error
+            # Outside the handler, so that the failed attempt's tensors are freed first.
+            self._whole = None
+            self._budget = min(self._budget, _quick_bytes(self.function.forward_size.operations)) // 2
 
     # What tracing cannot know: the structure is used only if values and gradients agree with the model's.
 
@@ -370,7 +402,9 @@ class SampleJacobian:
         leaves = {name: value.clone().requires_grad_() for name, value in function.parameters.items()}
         with torch.enable_grad(), function.operations():
             state = function.replace_inputs(inputs)(leaves)
-            z = torch.randn(state.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            z = torch.randn(
+                state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
+            )
             z = z.to(state.device, state.dtype)
             gradients = (
                 torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from ntkscope.jacobian.operations import load_forward_mode
+from ntkscope.jacobian.operations import CHECK_SEED, load_forward_mode, transpose_tolerance
 from ntkscope.jacobian.persample import SampleJacobian
 from ntkscope.jacobian.samples import StructureError
 
@@ -86,7 +86,7 @@ class SampleTangents:
     def _check(self) -> None:
         """Forward and reverse mode must be each other's transpose: ⟨z, Ju⟩ = ⟨Jᵀz, u⟩ over all samples."""
         function, batch = self._jacobian.function, self._jacobian.batch
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(CHECK_SEED)
         u = torch.randn(self.size, generator=generator, dtype=torch.float64)
         u = u.to(function.device, function.dtype)
         difference = scale = 0.0
@@ -105,7 +105,7 @@ class SampleTangents:
             backward = self._pull(leaves, z)
             difference += float((forward.double() * z).sum() - (backward.double() * u).sum())
             scale += float(forward.double().norm() * z.double().norm())
-        if not abs(difference) <= torch.finfo(function.dtype).eps ** 0.5 * scale:
+        if not abs(difference) <= transpose_tolerance(function.dtype) * scale:
             raise StructureError("forward mode of the model is not the transpose of its reverse mode")
 
     def _pull(self, leaves: Sequence[Tensor], z: Tensor) -> Tensor:
