@@ -150,7 +150,7 @@ def sketch_budget(kernels, true, seeds, traces=None):
     keys = [key for key in true if traces is None or key[0] != "trace"]
     wanted = {key: true[key] for key in keys}
     points = curve(start, wanted, seeds, dict.fromkeys(keys, LOOSE), 2 * len(kernels[0]), 12)
-    return points[-1][0]
+    return next(budget for budget, errors in points if max(errors.values()) <= LOOSE)
 
 
 def sketch_part(seeds):
@@ -159,6 +159,7 @@ def sketch_part(seeds):
     kernels = dense(cases)
     true = truths(kernels)
     exact = [true["trace", index] for index in (0, 1)]
+    kernels = [kernel.astype(np.float32) for kernel in kernels]
     return {
         "n": len(kernels[0]),
         "seeds": seeds,

@@ -111,13 +111,14 @@ def tolerance() -> str:
             f"{row['products']:.0f}",
             str(row["best"]),
             f"{row['products'] / row['best']:.1f}",
+            str(row["seeds"]),
         ]
         for kernel in in_order([row["kernel"] for row in rows], KERNELS)
         for metric in METRICS
         for row in rows
         if (row["kernel"], row["metric"]) == (kernel, metric)
     ]
-    return markdown(["kernel", "metric", "below 2%", "products", "best fixed", "ratio"], lines)
+    return markdown(["kernel", "metric", "below 2%", "products", "best fixed", "ratio", "seeds"], lines)
 
 
 MOMENTS = ("before", "after")
