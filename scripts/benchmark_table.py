@@ -30,13 +30,13 @@ def row(title: str, section: dict[str, Any]) -> str:
     times = {timed["name"]: timed for timed in section["times"]}
     ours = times[section["baseline"]]
     one = times.get(PASS)
-    passes = f"{ours['median'] / one['median']:.2g}" if one else ""
+    passes = f"{ours['median'] / one['median']:.3g}" if one else ""
     others = [
         f"{name}: {ratio(timed['ratio'])}"
         for name, timed in times.items()
         if name not in (PASS, ours["name"]) and "ours" not in name and not name.startswith("trace(")
     ]
-    way = ours["name"].removesuffix(" (ours)")
+    way = ours["name"].removesuffix(" (ours)").replace(", 1 probes", ", 1 probe")
     return f"| {title} | {way}: {seconds(ours['median'])} | {passes} | {'<br>'.join(others)} |"
 
 
