@@ -173,13 +173,13 @@ def _hutchinson(kernels, seed):
 
 
 def _per_sample(kernels, seed):
-    """Σ_b z_bᵀK_bb z_b, as independent signs for every sample give it."""
+    """The parts z_bᵀK_bb z_b of Σ_b z_bᵀK_bb z_b, as independent signs for every sample give them."""
     blocks = kernels[0].sample_blocks
 
     def draw(start, stop):
         signs = random_signs(kernels[0].shape[0], start, stop, seed=seed, stream=20).astype(np.float64)
         signs = signs[: blocks.shape[0] * blocks.shape[1]].reshape(*blocks.shape[:2], -1)
-        return np.sum(signs * (blocks @ signs), axis=(0, 1))
+        return np.sum(signs * (blocks @ signs), axis=1).T
 
     return _Named(HutchinsonRun(draw, method="per-sample"), ["trace"]), 1
 
