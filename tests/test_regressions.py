@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntkscope import NTK, routes
-from ntkscope.jacobian.persample import Linearization
+from ntkscope.jacobian.linearization import Linearization
 from reference import dense
 from zoo import BY_NAME, Function
 

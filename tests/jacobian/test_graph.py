@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ntkscope import NTK
 from ntkscope.jacobian.graph import Graph, trace
-from ntkscope.jacobian.persample import Linearization, SampleJacobian, jobs
+from ntkscope.jacobian.linearization import Linearization
+from ntkscope.jacobian.persample import SampleJacobian, jobs
 from ntkscope.jacobian.samples import StructureError
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
 

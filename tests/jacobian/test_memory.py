@@ -17,7 +17,7 @@ import pytest
 SCRIPT = """
 import gc, json, sys, torch, ntkscope
 from torch import nn
-from ntkscope.jacobian.persample import Linearization
+from ntkscope.jacobian.linearization import Linearization
 
 MODELS = {
     "images": (

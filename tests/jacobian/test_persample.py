@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntkscope import NTK
-from ntkscope.jacobian.persample import Linearization
+from ntkscope.jacobian.linearization import Linearization
 from ntkscope.jacobian.tiles import SampleRows
 from ntkscope.probes import random_signs
 from reference import dense

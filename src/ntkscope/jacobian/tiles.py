@@ -20,7 +20,8 @@ from torch import Tensor
 from ntkscope.jacobian.chunks import DEFAULT_BUDGET
 from ntkscope.jacobian.factors import Direct, Factor, Features, Outer, widened
 from ntkscope.jacobian.linear import Jacobian
-from ntkscope.jacobian.persample import Linearization, SampleJacobian
+from ntkscope.jacobian.linearization import Linearization
+from ntkscope.jacobian.persample import SampleJacobian
 
 __all__ = ["Block", "BlockSource", "SampleRows", "WholeRows", "dense_kernel", "kernel_inner_products"]
 
