@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ntkscope import NTK
 from ntkscope.jacobian.graph import Graph, trace
-from ntkscope.jacobian.linearization import Linearization
 from ntkscope.jacobian.persample import SampleJacobian, jobs
 from ntkscope.jacobian.samples import StructureError
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
@@ -156,28 +155,10 @@ def test_a_recurrence_comes_in_steps(name: str, pieces: int) -> None:
     assert len(_structure(name).graph.pieces) == pieces
 
 
-def test_early_steps_are_pulled_back_through_earlier_steps_alone() -> None:
-    structure = _structure("gru")
-    linear = Linearization(structure, range(structure.batch))
-    steps = [
-        number for number, use in enumerate(structure.graph.uses) if "weight_hh_l0" in str(use.parameters)
-    ]
-    for number, piece in enumerate(structure.graph.pieces):
-        gradients = torch.autograd.grad(
-            linear._pieces[number].sum(),
-            [linear._taps[step] for step in steps],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        reached = [gradient is not None for gradient in gradients]
-        step = int(piece.index[0]) // 4
-        assert reached == [step >= earlier for earlier in range(5)]
-
-
 @each(["gru", "lstm-batch-first", "rnn-tanh-two-layers-both-ways", "gru-cell", "class-token", "max-pool"])
 def test_pieces_have_the_gradients_of_the_state(case: Case) -> None:
     structure, jacobian = case.shared()._sample_jacobian(), case.dense().jacobian
-    linear = Linearization(structure, range(structure.batch))
+    linear = structure.linearize(range(structure.batch))
     rows = (jacobian[structure.axes.state_index()] ** 2).sum(2)
     for number, piece in enumerate(structure.graph.pieces):
         for entry, output in zip(piece.entries, piece.index, strict=True):

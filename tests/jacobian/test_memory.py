@@ -17,7 +17,6 @@ import pytest
 SCRIPT = """
 import gc, json, sys, torch, ntkscope
 from torch import nn
-from ntkscope.jacobian.linearization import Linearization
 
 MODELS = {
     "images": (
@@ -47,7 +46,7 @@ def peak(work):
 
 def at_once(jacobian):
     probes = torch.eye(jacobian.outputs).unsqueeze(1).expand(-1, jacobian.batch, -1)
-    factors = Linearization(jacobian, range(jacobian.batch)).pull(probes)
+    factors = jacobian.linearize(range(jacobian.batch)).pull(probes)
     return float(sum(factor.squared_norms().sum() for factor in factors))
 
 name, budget = sys.argv[1], int(sys.argv[2])

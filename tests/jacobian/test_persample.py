@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntkscope import NTK
-from ntkscope.jacobian.linearization import Linearization
 from ntkscope.jacobian.tiles import SampleRows
 from ntkscope.probes import random_signs
 from reference import dense
@@ -199,7 +198,7 @@ def test_pulled_back_factors_sum_to_the_gradient_of_the_batch(case: Case) -> Non
     ntk = case.shared()
     structure = ntk._sample_jacobian()
     z = _random(3, ntk.n)
-    linear = Linearization(structure, range(structure.batch))
+    linear = structure.linearize(range(structure.batch))
     factors = linear.pull(structure.axes.to_samples(z))
     found = sum((factor.summed() ** 2).sum(1) for factor in factors)
     torch.testing.assert_close(found, (ntk.vjp(z.T) ** 2).sum(0))

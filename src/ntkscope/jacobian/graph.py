@@ -8,13 +8,14 @@ operation's output; the gradient with respect to the tap is the δ that the rule
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ntkscope.jacobian.recorder import record
 from ntkscope.jacobian.rules import Rule, find_rule
@@ -62,21 +63,29 @@ class Graph:
     ``module(*parameters, *sample, *taps)`` returns (state, pieces, captured values).
 
     Attributes:
-        module: The graph as a callable.
+        graph: The operations; ``meta`` of a node holds the shape and dtype of its value for one sample.
+        constants: The tensors that the graph reads, by name.
         names: The parameters, in order.
         general: Those with a use that no rule knows.
-        views: Shape in which a parameter is used, by name, where a view of it is.
+        blocks: Name of the parameter that each block of parameters is a view of.
         uses: The tapped uses.
         pieces: The parts of the state.
+        why_general: For each of the general ones.
     """
 
-    module: Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]
+    graph: fx.Graph
+    constants: nn.Module
     names: tuple[str, ...]
     general: tuple[str, ...]
     blocks: dict[str, str]
     uses: tuple[Use, ...]
     pieces: tuple[Piece, ...]
     why_general: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def module(self) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """The graph as a callable."""
+        return fx.GraphModule(self.constants, self.graph)
 
 
 # Operations that only move numbers: behind them lie the pieces of the state.
@@ -113,14 +122,14 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
         return function(values, list(tensors[len(names) :]))
 
     try:
-        module = record(flat, [*parameters.values(), *sample])
+        graph, constants = record(flat, [*parameters.values(), *sample])
     except StructureError:
         raise
     except Exception as error:
         # Recording runs the user's code under torch's inner modes; whatever it raises means: no graph.
         line = (str(error).splitlines() or [""])[0]
         raise StructureError(f"the model cannot be traced ({type(error).__name__}: {line})") from error
-    return _Opening(module, names).graph()
+    return _Opening(graph, constants, names).graph()
 
 
 def _operation(node: fx.Node) -> str:
@@ -136,9 +145,9 @@ def _operation(node: fx.Node) -> str:
 class _Opening:
     """The surgery: which parameters are used how, and the taps."""
 
-    def __init__(self, module: fx.GraphModule, names: tuple[str, ...]) -> None:
-        self._module = module
-        self._graph: fx.Graph = module.graph
+    def __init__(self, graph: fx.Graph, constants: nn.Module, names: tuple[str, ...]) -> None:
+        self._graph = graph
+        self._constants = constants
         self._names = names
         placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
         self._parameters = dict(zip(names, placeholders[: len(names)], strict=True))
@@ -165,10 +174,18 @@ class _Opening:
         self._graph.eliminate_dead_code()
         self._graph.lint()
         for node in self._graph.nodes:
-            node.meta.clear()
-        module = fx.GraphModule(self._module, self._graph)
+            node.meta = _outline(node.meta.get("val"))
         general = tuple(name for name in self._names if name in self._why_general)
-        return Graph(module, self._names, general, owners, tuple(uses), tuple(pieces), self._why_general)
+        return Graph(
+            self._graph,
+            self._constants,
+            self._names,
+            general,
+            owners,
+            tuple(uses),
+            tuple(pieces),
+            self._why_general,
+        )
 
     def _blocks(self, name: str, node: fx.Node) -> dict[str, fx.Node]:
         """The parameter in the views in which it is used, each entry in one of them."""
@@ -224,6 +241,7 @@ class _Opening:
     def _add_tap(self, node: fx.Node, index: int) -> fx.Node:
         with self._graph.inserting_after(self._last_placeholder):
             tap = self._graph.placeholder(f"tap_{index}")
+        tap.meta = dict(node.meta)
         self._last_placeholder = tap
         with self._graph.inserting_after(node):
             tapped = self._graph.call_function(torch.ops.aten.add.Tensor, (node, tap))
@@ -310,6 +328,13 @@ def _bind(node: fx.Node) -> dict[str, Any]:
         else:
             bound[argument.name] = argument.default_value
     return bound
+
+
+def _outline(value: Any) -> dict[str, Any]:
+    """What is kept of a value; the value itself would keep its memory."""
+    if isinstance(value, Tensor):
+        return {"shape": tuple(value.shape), "dtype": value.dtype}
+    return {"shape": None, "dtype": None}
 
 
 def _shape_of(value: Any) -> Any:

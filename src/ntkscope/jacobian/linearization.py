@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from ntkscope.jacobian.factors import (
     Direct,
@@ -20,12 +19,10 @@ from ntkscope.jacobian.factors import (
     stack_features,
 )
 from ntkscope.jacobian.graph import Graph, Use
+from ntkscope.jacobian.reverse import OutputGradients, Reverse
 from ntkscope.jacobian.rules import Arguments
 
-if TYPE_CHECKING:
-    from ntkscope.jacobian.persample import SampleJacobian
-
-__all__ = ["Group", "Linearization", "groups_of"]
+__all__ = ["Group", "Linearization", "groups_of", "runs_of"]
 
 
 @dataclass(frozen=True)
@@ -37,105 +34,75 @@ class Group:
     joint: bool
     stackable: bool = False
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The uses."""
+        return tuple(number for number, _ in self.uses)
+
 
 class Linearization:
     """The graph of some samples at fixed parameters, run forward once, ready for many backward passes."""
 
-    def __init__(self, owner: SampleJacobian, samples: range) -> None:
-        self._owner = owner
-        graph, function = owner.graph, owner.function
-        size = len(samples)
-        leaves = owner.axes.split(function.inputs, samples)
-        values = [function.parameters[name] for name in graph.names]
-        self._general = {
-            name: function.parameters[name].expand(size, *function.parameters[name].shape).requires_grad_()
-            for name in graph.general
-        }
-        zero = torch.zeros((), dtype=function.dtype, device=function.device)
-        self._taps = [zero.expand(size, *use.tap_shape).requires_grad_() for use in graph.uses]
-        inputs = [self._general.get(name, value) for name, value in zip(graph.names, values, strict=True)]
-        axes = [0 if name in self._general else None for name in graph.names]
-        axes += [0] * (len(leaves) + len(self._taps))
-        with torch.enable_grad(), function.operations():
-            state, pieces, captured = vmap(graph.module, in_dims=tuple(axes))(*inputs, *leaves, *self._taps)
-        self.state: Tensor = state
-        self._pieces: tuple[Tensor, ...] = pieces
-        self._captured = [value.detach() for value in captured]
+    def __init__(self, graph: Graph, groups: Sequence[Group], reverse: Reverse) -> None:
+        self._graph = graph
+        self._groups = groups
+        self._reverse = reverse
         self._stacks: dict[Group, dict[str, Tensor]] = {}
+
+    @property
+    def state(self) -> Tensor:
+        """The state, shape (B, *state of one sample)."""
+        return self._reverse.state
 
     def pull(self, z: Tensor) -> list[Factor]:
         """The gradients J_bᵀz_b, one factor a parameter group: z has shape (k, B, *state of one sample)."""
-        return self._pull([self.state], [z.reshape(z.shape[0], *self.state.shape)])
+        return self._factors(self._reverse.of_state(z.reshape(z.shape[0], *self.state.shape)))
 
-    def pull_pieces(self, pieces: list[tuple[int, Tensor]]) -> list[Factor]:
+    def pull_pieces(self, pieces: Sequence[tuple[int, Tensor]]) -> list[Factor]:
         """The gradients of single outputs, the same for every sample.
 
         Args:
             pieces: (number of the piece, its entries) for each piece; one probe an entry.
         """
-        count = sum(len(entries) for _, entries in pieces)
-        targets, probes = [], []
-        start = 0
-        for number, entries in pieces:
-            target = self._pieces[number]
-            probe = target.new_zeros(count, math.prod(target.shape[1:]))
-            probe[torch.arange(start, start + len(entries)), entries] = 1
-            start += len(entries)
-            if target.requires_grad:
-                targets.append(target)
-                shape = (count, 1, *target.shape[1:])
-                probes.append(probe.reshape(shape).expand(count, *target.shape))
-        return self._pull(targets, probes)
+        return self._factors(self._reverse.of_pieces(pieces))
 
-    def _pull(self, targets: list[Tensor], probes: list[Tensor]) -> list[Factor]:
-        leaves = [*self._taps, *self._general.values()]
-        if not targets or not leaves or not any(target.requires_grad for target in targets):
-            return []
-        # One probe alone needs no batch, whose overhead is felt where operations are small.
-        batched = len(probes[0]) > 1
-        with self._owner.function.operations():
-            gradients = torch.autograd.grad(
-                targets,
-                leaves,
-                probes if batched else [probe[0] for probe in probes],
-                is_grads_batched=batched,
-                retain_graph=True,
-                allow_unused=True,
-            )
-        if not batched:
-            gradients = tuple(None if g is None else g.unsqueeze(0) for g in gradients)
-        deltas, general = gradients[: len(self._taps)], gradients[len(self._taps) :]
-        factors: list[Factor] = [Direct(g.reshape(*g.shape[:2], -1)) for g in general if g is not None]
-        for group in self._owner.groups:
-            factor = self._factor(group, deltas)
+    def _factors(self, gradients: OutputGradients) -> list[Factor]:
+        factors: list[Factor] = [Direct(g.reshape(*g.shape[:2], -1)) for g in gradients.general]
+        for group in self._groups:
+            factor = self._factor(group, gradients)
             if factor is not None:
                 factors.append(factor)
         return factors
 
-    def _factor(self, group: Group, deltas: tuple[Tensor | None, ...]) -> Factor | None:
-        present = [index for index, (number, _) in enumerate(group.uses) if deltas[number] is not None]
+    def _factor(self, group: Group, gradients: OutputGradients) -> Factor | None:
+        present = [index for index, (number, _) in enumerate(group.uses) if number in gradients.uses]
         if not present:
             return None
         if group.stackable:
-            return self._stacked(group, present, deltas)
+            return self._stacked(group, present, gradients)
         parts = []
         for index in present:
             number, roles = group.uses[index]
-            use, delta = self._owner.graph.uses[number], deltas[number]
-            assert delta is not None
-            captured = {name: self._captured[place] for name, place in use.captured.items()}
-            parts.append(_of_use(use, use.constants | captured, delta, roles))
+            use = self._graph.uses[number]
+            captured = {name: self._reverse.captured[place] for name, place in use.captured.items()}
+            if number in gradients.parts:
+                axis, places = gradients.parts[number]
+                captured = {
+                    name: value.narrow(axis + 1, places.start, len(places))
+                    for name, value in captured.items()
+                }
+            parts.append(_of_use(use, use.constants | captured, gradients.uses[number], roles))
         outer = [part for part in parts if isinstance(part, Outer)]
         if len(outer) == len(parts) and len({part.layout for part in outer}) == 1:
             return concat_positions(outer)
         return add_rows(parts)
 
-    def _stacked(self, group: Group, present: list[int], deltas: tuple[Tensor | None, ...]) -> Factor:
+    def _stacked(self, group: Group, present: list[int], gradients: OutputGradients) -> Factor:
         """The gradient by several uses as by one, its positions along a new axis after the samples'."""
-        uses = [self._owner.graph.uses[number] for number, _ in group.uses]
+        uses = [self._graph.uses[number] for number in group.numbers]
         if group not in self._stacks:
             self._stacks[group] = {
-                name: torch.stack([self._captured[use.captured[name]] for use in uses], dim=1)
+                name: torch.stack([self._reverse.captured[use.captured[name]] for use in uses], dim=1)
                 for name in uses[0].captured
             }
         # Early outputs of a recurrence are reached by the first uses alone.
@@ -145,10 +112,10 @@ class Linearization:
             name: values[:, : len(present)] if first else values[:, chosen]
             for name, values in self._stacks[group].items()
         }
-        delta = torch.stack(
-            [d for index in present if (d := deltas[group.uses[index][0]]) is not None], dim=2
-        )
-        return _of_use(uses[0], uses[0].constants | captured, delta, group.uses[0][1])
+        run = gradients.runs.get(group.numbers)
+        if run is None:
+            run = torch.stack([gradients.uses[group.numbers[index]] for index in present])
+        return _of_use(uses[0], uses[0].constants | captured, run.movedim(0, 2), group.uses[0][1])
 
 
 def _of_use(use: Use, arguments: Arguments, delta: Tensor, roles: tuple[str, ...]) -> Factor:
@@ -197,3 +164,14 @@ def _stackable(graph: Graph, uses: tuple[tuple[int, tuple[str, ...]], ...]) -> b
     return (
         bool(others) and one.rule.positions and all(alike(number) and own == roles for number, own in others)
     )
+
+
+def runs_of(groups: Sequence[Group]) -> list[tuple[int, ...]]:
+    """The uses of stackable groups, none in two of them: their gradients are wanted side by side."""
+    runs: list[tuple[int, ...]] = []
+    taken: set[int] = set()
+    for group in groups:
+        if group.stackable and not taken & set(group.numbers):
+            runs.append(group.numbers)
+            taken |= set(group.numbers)
+    return runs

@@ -11,9 +11,11 @@ from torch import Tensor
 from ntkscope.jacobian.chunks import DEFAULT_BUDGET
 from ntkscope.jacobian.factors import square_sum
 from ntkscope.jacobian.graph import Graph, Piece, trace
-from ntkscope.jacobian.linearization import Group, Linearization, groups_of
+from ntkscope.jacobian.linearization import Group, Linearization, groups_of, runs_of
 from ntkscope.jacobian.meter import is_out_of_memory
 from ntkscope.jacobian.operations import CHECK_SEED
+from ntkscope.jacobian.program import Program
+from ntkscope.jacobian.reverse import AutogradReverse, ProgramReverse, Reverse
 from ntkscope.jacobian.samples import BatchDim, SampleAxes, StructureError
 from ntkscope.jacobian.state import StateFunction
 
@@ -47,6 +49,7 @@ class SampleJacobian:
         self._budget = budget
         self.graph = self._trace()
         self.groups = groups_of(self.graph)
+        self._program = Program.of(self.graph, runs_of(self.groups))
         self._whole: Linearization | None = None
         self._check()
         self.vjps = 0.0
@@ -67,12 +70,21 @@ class SampleJacobian:
         """The batch in parts of so many samples, each run forward once; the whole batch is kept."""
         if samples >= self.batch:
             whole = range(self.batch)
-            self._whole = self._whole or Linearization(self, whole)
+            self._whole = self._whole or self.linearize(whole)
             yield whole, self._whole
             return
         for start in range(0, self.batch, samples):
             part = range(start, min(start + samples, self.batch))
-            yield part, Linearization(self, part)
+            yield part, self.linearize(part)
+
+    def linearize(self, samples: range) -> Linearization:
+        """The graph of some samples, run forward once."""
+        reverse: Reverse
+        if self._program is None:
+            reverse = AutogradReverse(self, samples)
+        else:
+            reverse = ProgramReverse(self, self._program, samples)
+        return Linearization(self.graph, self.groups, reverse)
 
     # Sizes: how many samples and probes are worked on at once.
 
@@ -216,6 +228,17 @@ class SampleJacobian:
     # What tracing cannot know: the structure is used only if values and gradients agree with the model's.
 
     def _check(self) -> None:
+        """By the program if it agrees with the model, else by autograd, which then must."""
+        if self._program is not None:
+            try:
+                self._check_structure()
+                return
+            except Exception:
+                # An operation that is not what its name says: what autograd says of it holds.
+                self._program = self._whole = None
+        self._check_structure()
+
+    def _check_structure(self) -> None:
         """Every sample on its own must give the model's state, and gradients that sum to autodiff's."""
         at_once, _ = self._portions(1)
         checked = min(self.batch, max(2, at_once))

@@ -22,10 +22,11 @@ from ntkscope.jacobian.samples import StructureError
 __all__ = ["record"]
 
 
-def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> fx.GraphModule:
+def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tuple[fx.Graph, nn.Module]:
     """Runs ``function(*arguments)`` and returns what it did, free of operations that write in place.
 
-    Every node's ``meta["val"]`` is the value that it had.
+    The module holds the constants that the graph reads. Every node's ``meta["val"]`` is the value
+    that it had.
 
     Args:
         function: What to record; it must return one tensor.
@@ -71,11 +72,11 @@ class _Recorder(SchemaCheckMode):
             self._record(func, node_args, node_kwargs, result)
         return result
 
-    def finish(self, result: Any) -> fx.GraphModule:
-        """The graph that returns ``result``."""
+    def finish(self, result: Any) -> tuple[fx.Graph, nn.Module]:
+        """The graph that returns ``result``, and its constants."""
         self._graph.output(self._node(result))
         self._graph.eliminate_dead_code()
-        return fx.GraphModule(self._constants, self._graph)
+        return self._graph, self._constants
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         node = self._graph.call_function(func, args, kwargs)

@@ -102,7 +102,7 @@ class SampleRows:
         linear, current = None, None
         for samples, outputs in self._plan[start:stop]:
             if linear is None or samples != current:
-                linear, current = Linearization(self._jacobian, samples), samples
+                linear, current = self._jacobian.linearize(samples), samples
             yield self._block(linear, samples, outputs)
 
     def _block(self, linear: Linearization, samples: range, outputs: range) -> Block:

@@ -1,0 +1,149 @@
+"""Pointwise parts of a graph as single steps: y = f(x₁, x₂, ...), entry by entry.
+
+A gate of a recurrence is a dozen small operations. Its Jacobian is diagonal, so that one
+multiplication by the slopes ∂y/∂x pulls a gradient back through all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch.func import vmap
+
+__all__ = ["Cone", "Slope", "find_cones", "is_pointwise", "slopes_of"]
+
+#: ∂y/∂x for every sample, shape (B, *y); a number where it is the same everywhere; ``None`` for 0.
+Slope: TypeAlias = Tensor | float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Cone:
+    """Pointwise operations whose results are used by one another alone, but for the last one's.
+
+    Attributes:
+        output: The last operation.
+        inputs: What enters from outside.
+        members: The operations in order.
+    """
+
+    output: fx.Node
+    inputs: tuple[fx.Node, ...]
+    members: tuple[fx.Node, ...]
+
+    def pattern(self) -> tuple[Any, ...]:
+        """What makes two cones the same function: operations and shapes, without the nodes' names."""
+        places = {node: index for index, node in enumerate((*self.inputs, *self.members))}
+        steps = tuple(
+            (node.target, repr(fx.map_arg((node.args, node.kwargs), lambda n: f"%{places[n]}")))
+            for node in self.members
+        )
+        shapes = tuple((node.meta["shape"], node.meta["dtype"]) for node in (*self.inputs, self.output))
+        return (steps, shapes)
+
+    def function(self) -> Callable[..., Tensor]:
+        """The output from the inputs, of one sample."""
+        graph = fx.Graph()
+        copies = {node: graph.placeholder(f"x{index}") for index, node in enumerate(self.inputs)}
+        for node in self.members:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(copies[self.output])
+        return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether every entry of the result depends on one entry of each argument."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return False
+    # Pointwise, but it lets no gradient through, or draws numbers.
+    blocks = {torch.Tag.nondeterministic_seeded, torch.Tag.inplace_view}
+    return torch.Tag.pointwise in target.tags and not blocks & set(target.tags)
+
+
+def find_cones(pointwise: Sequence[fx.Node], ends: set[fx.Node]) -> dict[fx.Node, Cone]:
+    """The pointwise operations of a graph in as few cones as can be, by their outputs.
+
+    Args:
+        pointwise: The operations, in order.
+        ends: Those whose own gradient is wanted: they may only be outputs.
+    """
+    owner: dict[fx.Node, fx.Node] = {}
+    for node in reversed(pointwise):
+        owners = {owner.get(user) for user in node.users if user.op != "output"}
+        shared = owners.pop() if len(owners) == 1 and node not in ends else None
+        owner[node] = shared or node
+    members: dict[fx.Node, list[fx.Node]] = {}
+    for node in pointwise:
+        members.setdefault(owner[node], []).append(node)
+    return {output: _cone(output, inside) for output, inside in members.items()}
+
+
+def _cone(output: fx.Node, members: list[fx.Node]) -> Cone:
+    inside = set(members)
+    inputs = dict.fromkeys(n for node in members for n in node.all_input_nodes if n not in inside)
+    return Cone(output, tuple(inputs), tuple(members))
+
+
+def slopes_of(
+    cones: Sequence[Cone], live: set[fx.Node], values: Mapping[fx.Node, Tensor]
+) -> dict[fx.Node, tuple[Slope, ...]]:
+    """∂y/∂x of every cone for each of its inputs; equal cones (the steps of a recurrence) at once.
+
+    Args:
+        cones: The cones.
+        live: The nodes that gradients reach; the slopes of other inputs are not found.
+        values: Of all inputs, with the samples first: (B, *shape).
+    """
+    alike: dict[Any, list[Cone]] = {}
+    for cone in cones:
+        smooth = cone.output.meta["dtype"].is_floating_point
+        moving = tuple(smooth and n in live and n.meta["dtype"].is_floating_point for n in cone.inputs)
+        alike.setdefault((cone.pattern(), moving), []).append(cone)
+    found: dict[fx.Node, tuple[Slope, ...]] = {}
+    for (_, moving), same in alike.items():
+        stacked = [torch.stack([values[cone.inputs[i]] for cone in same]) for i in range(len(moving))]
+        columns = [
+            _constants(slope) if slope is not None else [None] * len(same)
+            for slope in _differentiate(same[0], stacked, moving)
+        ]
+        for cone, *slopes in zip(same, *columns, strict=True):
+            found[cone.output] = tuple(slopes)
+    return found
+
+
+def _differentiate(cone: Cone, inputs: list[Tensor], moving: tuple[bool, ...]) -> list[Tensor | None]:
+    """∂y/∂x for every input of shape (R, B, *shape), itself of shape (R, B, *shape of y)."""
+    shape = cone.output.meta["shape"]
+    leaves = []
+    for x, moves in zip(inputs, moving, strict=True):
+        flat = x.flatten(0, 1)
+        if moves:
+            # An input that is broadcast has a slope for each of its copies.
+            full = flat.reshape(len(flat), *[1] * (len(shape) - flat.dim() + 1), *flat.shape[1:])
+            flat = full.expand(len(flat), *shape).clone().requires_grad_()
+        leaves.append(flat)
+    wanted = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
+    if not wanted:
+        return [None] * len(inputs)
+    with torch.enable_grad():
+        y = vmap(cone.function())(*leaves)
+        gradients = iter(torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True))
+    size = inputs[0].shape[:2]
+    found = [next(gradients) if moves else None for moves in moving]
+    return [None if slope is None else slope.unflatten(0, size) for slope in found]
+
+
+def _constants(slopes: Tensor) -> list[Slope]:
+    """The slopes of each cone, as numbers where they are the same everywhere (1 of a sum, say)."""
+    if not slopes.numel():
+        return list(slopes)
+    first = slopes.flatten(1)[:, :1]
+    same = (slopes.flatten(1) == first).all(1).tolist()
+    numbers = first[:, 0].tolist()
+    return [
+        number if constant else slope for slope, constant, number in zip(slopes, same, numbers, strict=True)
+    ]
