@@ -20,7 +20,7 @@ Small = NDArray[np.float64]
 Result = TypeVar("Result")
 
 #: Squares of quadratic forms have heavier tails than the forms; chosen by coverage.
-_HEAVINESS = 2.0
+_HEAVINESS = 3.0
 
 
 class GramRun(Generic[Result]):

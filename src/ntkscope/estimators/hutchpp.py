@@ -27,8 +27,10 @@ class HutchPlusPlusRun:
 
         tr A ≈ tr(QᵀAQ) + (1/s) Σⱼ pⱼᵀ A pⱼ,    pⱼ = (I - QQᵀ) gⱼ.
 
-    Of m products ⌊m/3⌋ make AS, as many as Q has columns make AQ, and all the
-    others go to the residual. A p is computed as A g - (A Q)(Qᵀ g), so that a run
+    Of m products ⌊2m/9⌋ make AS (one at least), as many as Q has columns make AQ, and
+    all the others go to the residual: in these proportions arXiv 2511.10796 spends
+    them. In thirds, as in arXiv 2010.09649, the error on a flat spectrum is √3 times
+    that of plain Hutchinson; so it is √(9/5). A p is computed as A g - (A Q)(Qᵀ g), so that a run
     that grows keeps every product.
 
     The error bar is the standard error of the residual samples: given Q they are
@@ -73,7 +75,7 @@ class HutchPlusPlusRun:
     def grow(self, products: int) -> None:
         """Sketch, extend Q, and spend the rest on the residual."""
         probes = products // self._unit
-        self._sketch(probes // 3)
+        self._sketch(max(1, 2 * probes // 9))
         self._extend()
         grams = self._grams
         known = grams.width("G")

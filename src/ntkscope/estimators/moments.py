@@ -89,7 +89,7 @@ class Moments:
             return Summary(value, 0.0), None
         paired = np.stack([np.asarray(factor.samples) for factor in factors], axis=1)
         value, influence = power_product([factor.value for factor in factors], powers, paired)
-        freedom = min(factor.freedom for factor in factors)
+        freedom = _ratio_freedom(factors, powers, paired, influence / value)
         if len(influence) < 2 or freedom == 0:
             return Summary(value, None), influence
         stderr = float(np.std(influence, ddof=1)) / math.sqrt(len(influence))
@@ -113,6 +113,32 @@ class _Factor:
     samples: Small | None = field(repr=False)
     freedom: float
     left_out: Small | None = None
+
+
+def _ratio_freedom(factors: list[_Factor], powers: list[float], paired: Small, relative: Small) -> float:
+    """Degrees of freedom of Π vⱼ^pⱼ from those of its factors.
+
+    A factor's are fewer than k - 1 because of its heaviest directions. Where these cancel (both
+    kernels share them, and so do numerator and denominator) the doubt that they bring cancels too:
+    of it is left the share of the variance that is left.
+
+    Args:
+        factors: With their degrees of freedom; 0 if not known.
+        powers: Their exponents.
+        paired: The factors' samples, shape (k, m).
+        relative: The relative influence of each sample on the product, shape (k,).
+    """
+    freedom = min(factor.freedom for factor in factors)
+    count = len(relative)
+    if count < 2 or freedom == 0 or len(factors) == 1:
+        return freedom
+    scales = [power / factor.value for factor, power in zip(factors, powers, strict=True)]
+    largest = max(np.var(paired, axis=0, ddof=1) * np.square(scales))
+    if largest == 0:
+        return freedom
+    plain = 2 / (count - 1)
+    share = min(1.0, float(np.var(relative, ddof=1)) / largest)
+    return 2 / (plain + share * max(0.0, 2 / freedom - plain))
 
 
 def left_out_probes(probes: int) -> list[int]:

@@ -24,10 +24,10 @@ Result = TypeVar("Result")
 #: tolerance, the products spent, and the most that may be spent (``None``: open).
 Progress = Callable[[Estimate, int, int | None], None]
 
-#: A run stops when this much of Student's t lies within the tolerance. At 80%, an
-#: estimate misses by more than twice the tolerance in about one run of a hundred,
-#: for 1.6 times the products of one standard error.
-TOLERANCE_LEVEL = 0.80
+#: A run stops when this much of Student's t lies within the tolerance. At 75%, an
+#: estimate misses by more than twice the tolerance in about two runs of a hundred,
+#: for 1.3 times the products of one standard error.
+TOLERANCE_LEVEL = 0.75
 
 
 #: Of runs whose error may fall much faster than 1/√m: a longer one may overshoot by far.
@@ -109,7 +109,7 @@ def _quantile(freedom: float) -> float:
 
 
 def _excess(estimate: Estimate, rtol: float | None, atol: float | None) -> float:
-    """Half width of the 80% interval over the tolerance; infinite when not known."""
+    """Half width of the 75% interval over the tolerance; infinite when not known."""
     if estimate.stderr is None or not math.isfinite(estimate.value):
         return math.inf
     if estimate.stderr == 0:
@@ -126,7 +126,7 @@ def _excess(estimate: Estimate, rtol: float | None, atol: float | None) -> float
 def is_within(estimate: Estimate, *, rtol: float | None = None, atol: float | None = None) -> bool:
     """Whether the error bar meets the tolerance max(rtol |value|, atol).
 
-    The error bar is the half width of the 80% interval by Student's t.
+    The error bar is the half width of the 75% interval by Student's t.
 
     >>> is_within(Estimate(100.0, stderr=0.7), rtol=0.01)
     True
@@ -207,7 +207,7 @@ def drive(
     """Grow a run to a fixed budget, or until its error bars meet a tolerance.
 
     A tolerance is met when, for every estimate of the result, the half width of
-    the 80% interval by Student's t is at most max(rtol |value|, atol). The
+    the 75% interval by Student's t is at most max(rtol |value|, atol). The
     criterion is always the standard error, never the difference of successive
     values. Without a budget or a tolerance, ``rtol`` is 0.01.
 
