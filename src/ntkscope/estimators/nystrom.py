@@ -15,6 +15,7 @@ from ntkscope.estimators.grams import Grams
 from ntkscope.estimators.moments import LeftOut, Moments, left_out_probes
 from ntkscope.estimators.run import SHORT_STRIDE
 from ntkscope.estimators.statistics import effective_degrees_of_freedom
+from ntkscope.estimators.threads import one_thread
 
 __all__ = ["NystromRun"]
 
@@ -229,6 +230,7 @@ def _leave_one_out(small: _Approximation) -> tuple[Small, Small, Small, Small]:
     return traces.T, inner.transpose(2, 0, 1), (scale / pivots).mean(axis=1), level
 
 
+@one_thread
 def _moments(small: _Approximation, epsilon: float) -> Moments:
     traces, inner, trace_level, inner_level = _leave_one_out(small)
     inner = (inner + inner.transpose(0, 2, 1)) / 2

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ntkscope.estimators.grams import Grams
 from ntkscope.estimators.moments import LeftOut, Moments, left_out_probes
 from ntkscope.estimators.statistics import effective_degrees_of_freedom
+from ntkscope.estimators.threads import one_thread
 
 __all__ = ["Deflated", "sketch_moments"]
 
@@ -240,6 +241,7 @@ def _captured_products(small: Deflated, core_lost: Small, lost_core_lost: Small)
     return captured
 
 
+@one_thread
 def sketch_moments(small: Deflated) -> Moments:
     """Means of the leave-one-out samples, and what the jackknife needs.
 

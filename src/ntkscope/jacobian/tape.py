@@ -123,5 +123,4 @@ class Tape:
 
 
 def _source(view: fx.Node) -> Any:
-    source = view.args[0]
-    return source
+    return view.args[0]
