@@ -220,13 +220,13 @@ def test_recurrences_on_recurrences(model: nn.Module) -> None:
 def test_a_program_that_disagrees_with_the_model_is_left_for_autograd(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = cones.slopes_of
+    right = cones.Alike.slopes
 
     def wrong(*args: Any) -> Any:
         found = right(*args).items()
         return {node: tuple(None if s is None else s * 1.01 for s in slopes) for node, slopes in found}
 
-    monkeypatch.setattr(program, "slopes_of", wrong)
+    monkeypatch.setattr(cones.Alike, "slopes", wrong)
     ntk, expected = BY_NAME["mlp"].ntk(), BY_NAME["mlp"].dense()
     assert ntk._sample_jacobian()._program is None
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
@@ -236,7 +236,7 @@ def test_a_program_that_fails_is_left_for_autograd(monkeypatch: pytest.MonkeyPat
     def fails(*args: Any) -> Any:
         raise IndexError
 
-    monkeypatch.setattr(program, "slopes_of", fails)
+    monkeypatch.setattr(cones.Alike, "slopes", fails)
     ntk, expected = BY_NAME["gru"].ntk(), BY_NAME["gru"].dense()
     assert ntk._sample_jacobian()._program is None
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)

@@ -6,7 +6,7 @@ multiplication by the slopes ∂y/∂x pulls a gradient back through all of them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import vmap
 
-__all__ = ["Cone", "Slope", "find_cones", "is_pointwise", "slopes_of"]
+__all__ = ["Alike", "Cone", "Slope", "find_alike", "find_cones", "is_pointwise"]
 
 #: ∂y/∂x for every sample, shape (B, *y); a number where it is the same everywhere; ``None`` for 0.
 Slope: TypeAlias = Tensor | float | None
@@ -88,53 +88,70 @@ def _cone(output: fx.Node, members: list[fx.Node]) -> Cone:
     return Cone(output, tuple(inputs), tuple(members))
 
 
-def slopes_of(
-    cones: Sequence[Cone], live: set[fx.Node], values: Mapping[fx.Node, Tensor]
-) -> dict[fx.Node, tuple[Slope, ...]]:
-    """∂y/∂x of every cone for each of its inputs; equal cones (the steps of a recurrence) at once.
+@dataclass(frozen=True, eq=False)
+class Alike:
+    """Cones that are the same function, such as the steps of a recurrence.
+
+    Attributes:
+        cones: The cones.
+        moving: Which of their inputs gradients reach.
+        function: The output from the inputs, of one sample.
+    """
+
+    cones: tuple[Cone, ...]
+    moving: tuple[bool, ...]
+    function: Callable[..., Tensor]
+
+    def slopes(self, values: Mapping[fx.Node, Tensor]) -> dict[fx.Node, tuple[Slope, ...]]:
+        """∂y/∂x of every cone for each of its inputs, by its output; all cones at once.
+
+        Args:
+            values: Of all inputs, with the samples first: (B, *shape).
+        """
+        count = len(self.cones)
+        stacked = [
+            torch.stack([values[cone.inputs[place]] for cone in self.cones])
+            for place in range(len(self.moving))
+        ]
+        columns = [
+            [None] * count if slope is None else _constants(slope) for slope in self._differentiate(stacked)
+        ]
+        return {cone.output: tuple(c[index] for c in columns) for index, cone in enumerate(self.cones)}
+
+    def _differentiate(self, inputs: list[Tensor]) -> list[Tensor | None]:
+        """∂y/∂x for every input of shape (R, B, *shape), itself of shape (R, B, *shape of y)."""
+        shape = self.cones[0].output.meta["shape"]
+        leaves = []
+        for x, moves in zip(inputs, self.moving, strict=True):
+            flat = x.flatten(0, 1)
+            if moves:
+                # An input that is broadcast has a slope for each of its copies.
+                full = flat.reshape(len(flat), *[1] * (len(shape) - flat.dim() + 1), *flat.shape[1:])
+                flat = full.expand(len(flat), *shape).clone().requires_grad_()
+            leaves.append(flat)
+        wanted = [leaf for leaf, moves in zip(leaves, self.moving, strict=True) if moves]
+        if not wanted:
+            return [None] * len(inputs)
+        with torch.enable_grad():
+            y = vmap(self.function)(*leaves)
+            gradients = iter(torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True))
+        found = [next(gradients) if moves else None for moves in self.moving]
+        return [None if slope is None else slope.unflatten(0, inputs[0].shape[:2]) for slope in found]
+
+
+def find_alike(cones: Iterable[Cone], live: set[fx.Node]) -> list[Alike]:
+    """The cones in groups of the same function.
 
     Args:
         cones: The cones.
         live: The nodes that gradients reach; the slopes of other inputs are not found.
-        values: Of all inputs, with the samples first: (B, *shape).
     """
-    alike: dict[Any, list[Cone]] = {}
+    groups: dict[Any, list[Cone]] = {}
     for cone in cones:
         smooth = cone.output.meta["dtype"].is_floating_point
         moving = tuple(smooth and n in live and n.meta["dtype"].is_floating_point for n in cone.inputs)
-        alike.setdefault((cone.pattern(), moving), []).append(cone)
-    found: dict[fx.Node, tuple[Slope, ...]] = {}
-    for (_, moving), same in alike.items():
-        stacked = [torch.stack([values[cone.inputs[i]] for cone in same]) for i in range(len(moving))]
-        columns = [
-            _constants(slope) if slope is not None else [None] * len(same)
-            for slope in _differentiate(same[0], stacked, moving)
-        ]
-        for cone, *slopes in zip(same, *columns, strict=True):
-            found[cone.output] = tuple(slopes)
-    return found
-
-
-def _differentiate(cone: Cone, inputs: list[Tensor], moving: tuple[bool, ...]) -> list[Tensor | None]:
-    """∂y/∂x for every input of shape (R, B, *shape), itself of shape (R, B, *shape of y)."""
-    shape = cone.output.meta["shape"]
-    leaves = []
-    for x, moves in zip(inputs, moving, strict=True):
-        flat = x.flatten(0, 1)
-        if moves:
-            # An input that is broadcast has a slope for each of its copies.
-            full = flat.reshape(len(flat), *[1] * (len(shape) - flat.dim() + 1), *flat.shape[1:])
-            flat = full.expand(len(flat), *shape).clone().requires_grad_()
-        leaves.append(flat)
-    wanted = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
-    if not wanted:
-        return [None] * len(inputs)
-    with torch.enable_grad():
-        y = vmap(cone.function())(*leaves)
-        gradients = iter(torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True))
-    size = inputs[0].shape[:2]
-    found = [next(gradients) if moves else None for moves in moving]
-    return [None if slope is None else slope.unflatten(0, size) for slope in found]
+        groups.setdefault((cone.pattern(), moving), []).append(cone)
+    return [Alike(tuple(same), moving, same[0].function()) for (_, moving), same in groups.items()]
 
 
 def _constants(slopes: Tensor) -> list[Slope]:

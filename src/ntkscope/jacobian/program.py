@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ntkscope.jacobian.cones import Cone, find_cones, is_pointwise, slopes_of
+from ntkscope.jacobian.cones import Cone, find_alike, find_cones, is_pointwise
 from ntkscope.jacobian.graph import Graph
 from ntkscope.jacobian.steps import Adjoint, Joined, Kind, Linear, Pointwise, Pull, Viewed
 from ntkscope.jacobian.transposes import View, adjoint_of, joined_slices, name_of, unbound_axis, view_of
@@ -90,6 +90,7 @@ class Program:
         self._reached: dict[tuple[fx.Node, ...], Reach] = {}
         self.cones = self._find_cones()
         self._kinds = self._find_kinds()
+        self._alike = find_alike(self.cones.values(), self._among)
         self.parted = self._find_parted(graph)
         needed = dict.fromkeys(value for kind in self._kinds.values() for value in kind.needs)
         self._needed = tuple(needed)
@@ -189,7 +190,7 @@ class Program:
             needed: The needed values as the module returns them, with the samples first.
         """
         values = dict(zip(self._needed, needed, strict=True))
-        slopes = slopes_of(list(self.cones.values()), self._among, values)
+        slopes = {output: found for group in self._alike for output, found in group.slopes(values).items()}
         return {node: kind.bind(node, values, slopes) for node, kind in self._kinds.items()}
 
 

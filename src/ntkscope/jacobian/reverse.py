@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import vmap
 
+from ntkscope.jacobian.operations import differentiable_operations
 from ntkscope.jacobian.program import Program
 from ntkscope.jacobian.tape import Tape
 
@@ -69,7 +70,7 @@ class AutogradReverse:
     """By autograd, batched over probes by vmap: for graphs of any operations."""
 
     def __init__(self, owner: SampleJacobian, samples: range) -> None:
-        self._function = function = owner.function
+        function = owner.function
         graph, size = owner.graph, len(samples)
         leaves = owner.axes.split(function.inputs, samples)
         general = {
@@ -81,7 +82,8 @@ class AutogradReverse:
         inputs = [general.get(name, function.parameters[name]) for name in graph.names]
         axes = [0 if name in general else None for name in graph.names]
         axes += [0] * (len(leaves) + len(taps))
-        with torch.enable_grad(), function.operations():
+        # Recurrent layers are plain operations in the graph already.
+        with torch.enable_grad(), differentiable_operations():
             state, pieces, captured = vmap(graph.module, in_dims=tuple(axes))(*inputs, *leaves, *taps)
         self.state: Tensor = state
         self.captured = [value.detach() for value in captured]
@@ -105,7 +107,7 @@ class AutogradReverse:
             return OutputGradients({})
         # One probe alone needs no batch, whose overhead is felt where operations are small.
         batched = len(probes[0]) > 1
-        with self._function.operations():
+        with differentiable_operations():
             gradients = torch.autograd.grad(
                 targets,
                 self._leaves,
@@ -129,7 +131,7 @@ class ProgramReverse:
         leaves = owner.axes.split(function.inputs, samples)
         values = [function.parameters[name] for name in owner.graph.names]
         axes = (*[None] * len(values), *[0] * len(leaves))
-        with torch.no_grad(), function.operations():
+        with torch.no_grad(), differentiable_operations():
             state, captured, needed = vmap(program.module, in_dims=axes)(*values, *leaves)
             self._steps = program.bind(needed)
         self.state: Tensor = state
