@@ -94,7 +94,11 @@ class SampleJacobian:
         sample = item * (3 * self.function.forward_size.elements / self.batch + self._largest_features())
         pair = item * self._pair_elements()
         soft = min(self._budget, _quick_bytes(self.function.forward_size.operations))
-        samples = int(soft // (sample + min(probes, 64) * pair))
+        if self.batch * (sample + min(probes, _FEW_PROBES) * pair) <= soft:
+            # The whole batch runs forward once and is kept; its parts would, each time.
+            samples = self.batch
+        else:
+            samples = int(soft // (sample + min(probes, 64) * pair))
         if samples < 1:
             samples = int(self._budget // (sample + pair) > 0)
         samples = max(1, min(self.batch, samples))
@@ -304,6 +308,9 @@ def _quick_bytes(operations: int) -> int:
     """
     return min(max(operations, 64), 512) << 20
 
+
+# So many probes at a time are quick enough.
+_FEW_PROBES = 4
 
 # Of values, relative to the largest; of squared norms of gradients, where a kink may fall on either side.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
