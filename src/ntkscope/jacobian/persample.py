@@ -162,6 +162,8 @@ class SampleJacobian:
         ]
         if len(self.graph.pieces) > 1:
             lines[0] += f", the state comes in {len(self.graph.pieces):,} pieces"
+        if self._program is not None:
+            lines[0] += ", the reverse pass is written out"
         for name, reason in self.graph.why_general.items():
             lines.append(f"  {name} takes the general way: {reason}")
         return "\n".join(lines)
