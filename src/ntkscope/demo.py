@@ -85,7 +85,7 @@ def _compute(epochs: int, seed: int, products: int, device: str, console: Consol
     images = digits.test_images.to(device)
     before, accuracy_before = NTK(network, images), accuracy(network, digits)
     loss = _train(network, digits, epochs, seed, console)
-    after, accuracy_after = NTK(network, images), accuracy(network, digits)
+    after, accuracy_after = before.at(network), accuracy(network, digits)
     with console.status("measuring both kernels"):
         exact = _both(before, after, method="exact", seed=seed)
         estimated = _both(before, after, seed=seed, products=products)

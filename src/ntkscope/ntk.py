@@ -78,10 +78,53 @@ class NTK:
             )
         self._function = StateFunction(model, inputs, outputs, layer)
         self._jacobian = Jacobian(self._function, memory_budget, chunk_size)
+        self._options: dict[str, Any] = {"outputs": outputs, "layer": layer, "chunk_size": chunk_size}
         self._batch_dim = batch_dim
         self._samples: tuple[SampleJacobian | None, str] | None = None
         self._tangents: SampleTangents | None = None
         self.memory_budget = memory_budget
+
+    def at(self, model: nn.Module) -> NTK:
+        """The kernel of the same state at another moment of the model's training.
+
+        The inputs and all options are those of this kernel, and what was found out about the model's
+        structure is kept instead of being traced anew, if it still holds: a few forward passes say so.
+
+        Args:
+            model: The same module with other values of its parameters (or a copy of it).
+
+        Raises:
+            TypeError: As for a new NTK, and so are the other errors.
+            ValueError: If the state has another shape.
+
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2)
+        >>> first = NTK(model, torch.ones(5, 3))
+        >>> with torch.no_grad():
+        ...     _ = model.weight.mul_(3)  # your training
+        >>> round(first.at(model).alignment(first).value, 6)  # the kernel of a linear model never moves
+        1.0
+        """
+        twin = NTK(
+            model,
+            self._function.inputs,
+            batch_dim=self._batch_dim,
+            memory_budget=self.memory_budget,
+            **self._options,
+        )
+        if twin.output_shape != self.output_shape:
+            raise ValueError(
+                f"the model's state has shape {twin.output_shape} now, expected {self.output_shape}; "
+                "make a new NTK of it"
+            )
+        jacobian = self._samples[0] if self._samples else None
+        if jacobian is not None:
+            try:
+                twin._samples = (jacobian.at(twin._function), "")
+            except StructureError:
+                # Another way through the model, or other constants: it is traced when it is needed.
+                twin._samples = None
+        return twin
 
     # What it is.
 

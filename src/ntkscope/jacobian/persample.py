@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 
@@ -85,6 +86,20 @@ class SampleJacobian:
         else:
             reverse = ProgramReverse(self, self._program, samples)
         return Linearization(self.graph, self.groups, reverse)
+
+    def at(self, function: StateFunction) -> SampleJacobian:
+        """The same graph at other parameters of the same model, checked as if it were new.
+
+        Raises:
+            StructureError: If the graph does not hold there.
+        """
+        if not self.function.same_constants(function):
+            raise StructureError("the model's frozen parameters or buffers are others")
+        twin = copy.copy(self)
+        twin.function, twin._whole = function, None
+        twin.vjps = twin.jvps = 0.0
+        twin._check()
+        return twin
 
     # Sizes: how many samples and probes are worked on at once.
 

@@ -96,6 +96,15 @@ class StateFunction:
                 result = self._tap.watch(lambda: functional_call(self._model, tensors, args, kwargs))
             return result if self._outputs is None else self._outputs(result)
 
+    def same_constants(self, other: StateFunction) -> bool:
+        """Whether the other is the same but for the values of its parameters."""
+        return (
+            _outlines(self.parameters) == _outlines(other.parameters)
+            and self.output_shape == other.output_shape
+            and _equal(self._frozen, other._frozen)
+            and _equal(self._buffers, other._buffers)
+        )
+
     @contextmanager
     def operations(self) -> Iterator[None]:
         """The context in which the forward pass and its derivatives run."""
@@ -123,6 +132,16 @@ class StateFunction:
                 "(dropout?); call model.eval() first, or make its randomness an input"
             )
         return state.detach()
+
+
+def _outlines(tensors: Mapping[str, Tensor]) -> list[Any]:
+    return [(name, value.shape, value.dtype, value.device) for name, value in tensors.items()]
+
+
+def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return _outlines(first) == _outlines(second) and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
 
 
 class _LayerTap:
