@@ -11,9 +11,10 @@ def hutchinson(A, G):
 
 
 def hutch_plus_plus(A, S, G):
-    """arXiv 2010.09649, algorithm 1."""
+    """arXiv 2010.09649, algorithm 1, with residual probes of their expected length (2301.07825)."""
     Q, _ = np.linalg.qr(A @ S)
     projected = G - Q @ (Q.T @ G)
+    projected *= np.sqrt((A.shape[0] - Q.shape[1]) / np.sum(projected**2, axis=0))
     return np.trace(Q.T @ A @ Q) + np.trace(projected.T @ A @ projected) / G.shape[1]
 
 

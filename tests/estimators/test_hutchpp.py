@@ -64,3 +64,18 @@ def test_growth_in_steps_changes_nothing():
     assert stepwise.value == pytest.approx(estimators.trace(K, "hutch++", products=90).value, rel=1e-12)
     assert [spent for spent, _ in seen] == sorted(spent for spent, _ in seen)
     assert seen[-1] == (90, 90)
+
+
+def test_a_multiple_of_the_identity_is_known_exactly():
+    # As plain Hutchinson with signs knows it: the projection must not make the probes' lengths random.
+    found = estimators.trace(3.0 * np.eye(N), "hutch++", products=36, seed=1)
+    assert found.value == pytest.approx(3.0 * N, rel=1e-12)
+    assert found.stderr < 1e-12 * found.value
+
+
+def test_a_basis_of_nearly_everything_leaves_no_probe_to_scale():
+    K = kernel(spectrum("flat", 9))
+    for products in range(3, 40):
+        run = HutchPlusPlusRun(as_map(K), seed=products)
+        run.grow(products)
+        assert run.result().value == pytest.approx(np.trace(K), rel=1)

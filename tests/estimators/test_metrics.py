@@ -152,7 +152,7 @@ def test_unbiased(method):
 
 def test_the_same_check_finds_a_bias(monkeypatch):
     """Hutch++ that forgets to take the sketch out of its residual probes is caught."""
-    monkeypatch.setattr(hutchpp, "_residual_samples", lambda grams: grams.inner("G", "AG"))
+    monkeypatch.setattr(hutchpp, "_residual_samples", lambda grams, size: grams.inner("G", "AG"))
     values = [estimators.trace(A, "hutch++", products=24, seed=seed).value for seed in range(200)]
     z = (np.mean(values) - TRUTH["trace"]) / (np.std(values) / np.sqrt(200))
     assert abs(z) > 4

@@ -19,19 +19,25 @@ __all__ = ["HutchPlusPlusRun"]
 
 Small = NDArray[np.float64]
 
+_ROUNDING_LENGTH = 1e-6
+
 
 class HutchPlusPlusRun:
     """tr A by Hutch++ (Meyer, Musco, Musco, Woodruff 2021, arXiv 2010.09649).
 
     With signs S and G that are independent of each other, and Q = orth(AS),
 
-        tr A ≈ tr(QᵀAQ) + (1/s) Σⱼ pⱼᵀ A pⱼ,    pⱼ = (I - QQᵀ) gⱼ.
+        tr A ≈ tr(QᵀAQ) + (1/s) Σⱼ pⱼᵀ A pⱼ,    pⱼ = (I - QQᵀ) gⱼ, scaled to ‖pⱼ‖² = n - rank Q.
+
+    The scale is that of arXiv 2301.07825: signs have all the same length, and without
+    it they would lose that by the projection, and with it the trace of a multiple of
+    the identity, which they know exactly.
 
     Of m products ⌊2m/9⌋ make AS (one at least), as many as Q has columns make AQ, and
     all the others go to the residual: in these proportions arXiv 2511.10796 spends
     them. In thirds, as in arXiv 2010.09649, the error on a flat spectrum is √3 times
-    that of plain Hutchinson; so it is √(9/5). A p is computed as A g - (A Q)(Qᵀ g), so that a run
-    that grows keeps every product.
+    that of plain Hutchinson; so it is √(9/5). A p is computed as A g - (A Q)(Qᵀ g), so that a run that grows
+    keeps every product.
 
     The error bar is the standard error of the residual samples: given Q they are
     independent, so it is honest; it is ``None`` for a single residual probe.
@@ -115,7 +121,7 @@ class HutchPlusPlusRun:
         if not grams.width("G"):
             raise ValueError(f"hutch++ has no residual probe yet; spend {self.minimum} products or more")
         captured = float(np.trace(grams.gram("Q", "AQ")))
-        residual = _residual_samples(grams)
+        residual = _residual_samples(grams, self._operator.shape[0])
         summary = summarise(captured + residual, level=float(residual.mean()))
         stderr = summary.stderr
         if stderr is not None:
@@ -133,14 +139,20 @@ class HutchPlusPlusRun:
         )
 
 
-def _residual_samples(grams: Grams) -> Small:
-    """pᵀ A p for p = (I - QQᵀ) g, from Gram matrices; A need not be symmetric."""
+def _residual_samples(grams: Grams, size: int) -> Small:
+    """pᵀ A p for p = (I - QQᵀ) g at its expected length, from Gram matrices; A need not be symmetric."""
     quadratic = grams.inner("G", "AG")
-    if not grams.width("Q"):
+    rank = grams.width("Q")
+    if not rank:
         return quadratic
     inside = grams.gram("Q", "G")
     left = np.sum(grams.gram("AQ", "G") * inside, axis=0)
     right = np.sum(inside * grams.gram("Q", "AG"), axis=0)
     middle = np.sum(inside * (grams.gram("Q", "AQ") @ inside), axis=0)
-    samples: Small = quadratic - left - right + middle
+    whole = grams.inner("G", "G")
+    lengths = whole - np.sum(inside**2, axis=0)
+    # Where nothing but rounding is left of a probe, it is no direction.
+    left_over = lengths > _ROUNDING_LENGTH * whole
+    scale = np.where(left_over, (size - rank) / np.where(left_over, lengths, 1.0), 1.0)
+    samples: Small = scale * (quadratic - left - right + middle)
     return samples
