@@ -19,6 +19,7 @@ __all__ = ["HutchPlusPlusRun"]
 
 Small = NDArray[np.float64]
 
+# Share of a probe's squared length below which what the basis leaves of it is rounding alone.
 _ROUNDING_LENGTH = 1e-6
 
 
@@ -36,8 +37,8 @@ class HutchPlusPlusRun:
     Of m products ⌊2m/9⌋ make AS (one at least), as many as Q has columns make AQ, and
     all the others go to the residual: in these proportions arXiv 2511.10796 spends
     them. In thirds, as in arXiv 2010.09649, the error on a flat spectrum is √3 times
-    that of plain Hutchinson; so it is √(9/5). A p is computed as A g - (A Q)(Qᵀ g), so that a run that grows
-    keeps every product.
+    that of plain Hutchinson; so it is √(9/5). A p is computed as
+    A g - (A Q)(Qᵀ g), so that a run that grows keeps every product.
 
     The error bar is the standard error of the residual samples: given Q they are
     independent, so it is honest; it is ``None`` for a single residual probe.

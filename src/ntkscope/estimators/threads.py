@@ -24,8 +24,8 @@ def one_thread(function: Callable[P, T]) -> Callable[P, T]:
     """Runs a function of small matrices with one thread of NumPy's.
 
     Many products of k × k matrices wake and end the threads of NumPy's BLAS all the time, which then
-    wait for the cores that torch's threads hold. Measured on two cores: the error bars of 96 probes of
-    two kernels in a third of the time, and no stalls beside other work.
+    wait for the cores that torch's threads hold. Measured on two cores: a sketch of 384 products of two
+    kernels, with its error bars, in 2.8 s instead of 3.6 s.
     """
 
     @functools.wraps(function)

@@ -59,9 +59,7 @@ def is_pointwise(node: fx.Node) -> bool:
     target = node.target
     if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
         return False
-    # Pointwise, but it lets no gradient through, or draws numbers.
-    blocks = {torch.Tag.nondeterministic_seeded, torch.Tag.inplace_view}
-    return torch.Tag.pointwise in target.tags and not blocks & set(target.tags)
+    return torch.Tag.pointwise in target.tags and torch.Tag.nondeterministic_seeded not in target.tags
 
 
 def find_cones(pointwise: Sequence[fx.Node], ends: set[fx.Node]) -> dict[fx.Node, Cone]:

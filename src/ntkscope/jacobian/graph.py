@@ -9,7 +9,6 @@ operation's output; the gradient with respect to the tap is the δ that the rule
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, fx, nn
 from ntkscope.jacobian.recorder import record
 from ntkscope.jacobian.rules import Rule, find_rule
 from ntkscope.jacobian.samples import StructureError
+from ntkscope.jacobian.transposes import SPLITS, name_of
 
 __all__ = ["Graph", "Piece", "Use", "trace"]
 
@@ -101,7 +101,6 @@ _REARRANGES = {
     "view", "reshape", "_unsafe_view", "transpose", "permute", "squeeze", "unsqueeze", "flatten",
     "unflatten", "contiguous", "t", "mT", "numpy_T", "movedim", "swapaxes", "alias",
 }  # fmt: skip
-_SPLITS = {"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split"}
 
 
 def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample: Sequence[Tensor]) -> Graph:
@@ -130,16 +129,6 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
         line = (str(error).splitlines() or [""])[0]
         raise StructureError(f"the model cannot be traced ({type(error).__name__}: {line})") from error
     return _Opening(graph, constants, names).graph()
-
-
-def _operation(node: fx.Node) -> str:
-    """The operation's bare name, or an empty string."""
-    if node.op != "call_function":
-        return ""
-    if node.target is operator.getitem:
-        return "getitem"
-    target = node.target
-    return target._schema.name.split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
 
 
 class _Opening:
@@ -194,9 +183,9 @@ class _Opening:
         if len(users) != 1:
             return {name: node}
         user = users[0]
-        if _operation(user) in _REARRANGES:
+        if name_of(user) in _REARRANGES:
             return self._blocks(name, user)
-        if _operation(user) in _SPLITS:
+        if name_of(user) in SPLITS:
             for part in list(user.users):
                 _merge_equal_users(self._graph, part)
             parts = {f"{name}[{part.args[1]}]": part for part in user.users}
@@ -208,13 +197,13 @@ class _Opening:
         for user in block.users:
             rule = find_rule(user.target) if user.op == "call_function" else None
             if rule is None:
-                return f"used by {_operation(user) or user.target}, which has no rule"
+                return f"used by {name_of(user) or user.target}, which has no rule"
             arguments = _bind(user)
             roles = [name for name, value in arguments.items() if value is block]
             if not set(roles) <= set(rule.parameters) or len(roles) != 1:
-                return f"used as {', '.join(roles) or 'part of a list'} of {_operation(user)}"
+                return f"used as {', '.join(roles) or 'part of a list'} of {name_of(user)}"
             if not rule.applies({name: _shape_of(value) for name, value in arguments.items()}):
-                return f"used by {_operation(user)} in a way that its rule does not cover"
+                return f"used by {name_of(user)} in a way that its rule does not cover"
         return ""
 
     def _tap(self, blocks: dict[str, fx.Node]) -> tuple[list[Use], list[fx.Node]]:
@@ -286,7 +275,7 @@ def _sources(state: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
         node = stack.pop()
         if node in moves or node in sources:
             continue
-        if _operation(node) in _MOVES | {"getitem"} and _is_move(node):
+        if name_of(node) in _MOVES | {"getitem"} and _is_move(node):
             moves.add(node)
             stack.extend(reversed(node.all_input_nodes))
         else:
@@ -296,17 +285,17 @@ def _sources(state: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
 
 def _is_move(node: fx.Node) -> bool:
     """A getitem is a move if it picks from a split."""
-    if _operation(node) != "getitem":
+    if name_of(node) != "getitem":
         return True
     origin = node.args[0]
-    return isinstance(origin, fx.Node) and _operation(origin) in _SPLITS & _MOVES
+    return isinstance(origin, fx.Node) and name_of(origin) in SPLITS & _MOVES
 
 
 def _merge_equal_users(graph: fx.Graph, node: fx.Node) -> None:
     """One view where the same view of a parameter is taken several times."""
     seen: dict[Any, fx.Node] = {}
     for user in list(node.users):
-        if _operation(user) not in _REARRANGES | _SPLITS | {"getitem"}:
+        if name_of(user) not in _REARRANGES | SPLITS | {"getitem"}:
             continue
         key = (user.target, str(user.args), str(user.kwargs))
         first = seen.setdefault(key, user)

@@ -145,7 +145,7 @@ class Program:
         view = view_of(node)
         if view is not None:
             self.views[node] = view
-            return Viewed(node)
+            return Viewed()
         slices = joined_slices(node)
         if slices is not None:
             return Joined([(part, cut) for part, cut in slices if part in self._among])

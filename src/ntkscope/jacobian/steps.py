@@ -39,7 +39,6 @@ class Kind(Protocol):
 class Viewed:
     """A view of its first argument, whose gradient is a view of that one's."""
 
-    node: fx.Node
     needs: tuple[fx.Node, ...] = ()
 
     def bind(self, node: fx.Node, values: Any, slopes: Any) -> Pull:

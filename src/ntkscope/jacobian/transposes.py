@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["adjoint_of", "joined_slices", "name_of", "sum_to", "unbound_axis", "view_of"]
+__all__ = ["SPLITS", "adjoint_of", "joined_slices", "name_of", "sum_to", "unbound_axis", "view_of"]
 
 #: (k, B, *shape of the source) → (k, B, *shape of the view), the same memory.
 View = Callable[[Any], Any]
@@ -25,7 +25,8 @@ _RESHAPES = {
     "alias",
 }  # fmt: skip
 _PERMUTES = {"t", "mT", "numpy_T", "transpose", "permute", "movedim", "swapaxes", "moveaxis"}
-_SPLITS = {"chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split"}
+#: Operations that take a tensor apart.
+SPLITS = {"chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split"}
 _PARTS = {"select", "slice", "narrow"}
 
 
@@ -42,7 +43,7 @@ def name_of(node: fx.Node) -> str:
 def view_of(node: fx.Node) -> View | None:
     """From the gradient of the node's first argument to its own, if it is a view of it."""
     name = name_of(node)
-    if name == "getitem" and name_of(node.args[0]) in _SPLITS:  # type: ignore[arg-type]
+    if name == "getitem" and name_of(node.args[0]) in SPLITS:  # type: ignore[arg-type]
         index = node.args[1]
         return lambda parts: parts[index]
     if name in _RESHAPES:
@@ -53,7 +54,7 @@ def view_of(node: fx.Node) -> View | None:
         return lambda block: block.permute(order)
     if name == "dropout" and not _argument(node, 2, "train"):
         return lambda block: block
-    if name in _SPLITS or name in _PARTS:
+    if name in SPLITS or name in _PARTS:
         return _shifted(node)
     return None
 
