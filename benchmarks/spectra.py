@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import coverage
 from benchmarks.kernels import SPECTRA
 
-METHODS = ("hutchinson", "hutch++", "sketch", "nystrom")
+METHODS = ("hutchinson", "hutch++", "sketch", "nystrom", "gram")
 METRICS = ("trace", "frobenius_norm", "inner_product")
 
 

@@ -60,7 +60,7 @@ def test_it_is_a_new_kernel_without_tracing(name: str, monkeypatch: pytest.Monke
     assert later._sample_products() == spent
 
 
-def test_buffers_that_changed_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_that_changed_are_seen() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)).double()
     x = _random(5, 4)
     model(x)

@@ -254,7 +254,9 @@ class SampleJacobian:
             try:
                 self._check_structure()
                 return
-            except Exception:
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 # An operation that is not what its name says: what autograd says of it holds.
                 self._program = self._whole = None
         self._check_structure()
