@@ -152,8 +152,9 @@ def _residual_samples(grams: Grams, size: int) -> Small:
     middle = np.sum(inside * (grams.gram("Q", "AQ") @ inside), axis=0)
     whole = grams.inner("G", "G")
     lengths = whole - np.sum(inside**2, axis=0)
-    # Where nothing but rounding is left of a probe, it is no direction.
+    samples: Small = quadratic - left - right + middle
+    # A probe of which nothing but rounding is left has no direction, and says nothing of the rest.
     left_over = lengths > _ROUNDING_LENGTH * whole
-    scale = np.where(left_over, (size - rank) / np.where(left_over, lengths, 1.0), 1.0)
-    samples: Small = scale * (quadratic - left - right + middle)
+    if left_over.any():
+        samples = samples[left_over] * (size - rank) / lengths[left_over]
     return samples
