@@ -23,16 +23,17 @@ import numpy as np
 from benchmarks.kernels import STATES, pair
 from benchmarks.timing import machine
 from ntkscope import estimators
-from ntkscope.estimators import methods, nystrom, residuals
-from ntkscope.estimators import run as driver
-from ntkscope.estimators.compose import ProductMap
-from ntkscope.estimators.gram import GramRun
-from ntkscope.estimators.hutchinson import HutchinsonRun, two_sided_draw
-from ntkscope.estimators.methods import Request, make_runs
-from ntkscope.estimators.moments import METRICS, estimate_metric
-from ntkscope.estimators.nystrom import NystromRun
-from ntkscope.estimators.sketch import SketchRun
-from ntkscope.probes import random_signs
+from ntkscope.operators.probes import random_signs
+from ntkscope.runs import drive as driver
+from ntkscope.runs import nystrom, residuals
+from ntkscope.runs.gram import GramRun
+from ntkscope.runs.group import ProductMap
+from ntkscope.runs.hutchinson import HutchinsonRun, two_sided_draw
+from ntkscope.runs.moments import METRICS, estimate_metric
+from ntkscope.runs.nystrom import NystromRun
+from ntkscope.runs.sketch import SketchRun
+from ntkscope.ways import products as methods
+from ntkscope.ways.products import Request, make_runs
 
 PAIRS = ("inner_product", "alignment")
 SINGLES = ("trace", "frobenius_norm", "effective_rank")
@@ -139,7 +140,7 @@ def truth(metric, A, B=None):
 
 def quantiles():
     """The intervals ask for many quantiles of Student's t: remember them at rounded arguments."""
-    from ntkscope import estimate
+    from ntkscope import results as estimate
 
     original = estimate.student_t_quantile
     table = functools.lru_cache(maxsize=None)(original)

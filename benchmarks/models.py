@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ntkscope.digits import load_digits
-from ntkscope.paper import experiments
-from ntkscope.paper.experiments import Case, paper_gru, paper_mlp
+from ntkscope.apps.digits import load_digits
+from ntkscope.apps.paper import experiments
+from ntkscope.apps.paper.experiments import Case, paper_gru, paper_mlp
 
 __all__ = ["Case", "forward_and_backward", "mnist_mlps", "paper_gru", "paper_mlp", "resnet", "transformer"]
 

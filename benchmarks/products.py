@@ -20,7 +20,7 @@ from benchmarks import models
 from benchmarks.coverage import values_alone
 from benchmarks.timing import Contender, in_turn, machine
 from ntkscope import estimators
-from ntkscope.estimators.methods import Request, make_runs
+from ntkscope.ways.products import Request, make_runs
 
 PATH = Path("results/estimators/mnist_products.json")
 #: What 360 products a kernel are to reach in the median.

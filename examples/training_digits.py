@@ -4,7 +4,7 @@ Run it with: python examples/training_digits.py   (needs the extra `paper`)
 """
 
 from ntkscope import NTK
-from ntkscope.digits import accuracy, load_digits, make_network, train
+from ntkscope.apps.digits import accuracy, load_digits, make_network, train
 
 digits, network = load_digits(), make_network()
 start = NTK(network, digits.test_images)

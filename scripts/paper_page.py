@@ -11,8 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
-from ntkscope.paper.page import page, readme_table
-from ntkscope.paper.store import Results, Store
+from ntkscope.apps.paper.page import page, readme_table
+from ntkscope.apps.paper.store import Results, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "paper"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ntkscope import planner
+from ntkscope.ways import plan as planner
 
 
 @pytest.fixture(autouse=True)

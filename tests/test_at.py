@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope import NTK
-from ntkscope.jacobian import persample
+from ntkscope.engines.torch.samples import jacobian as persample
 from reference import dense
 from zoo import BY_NAME, Function
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import ntkscope
-from ntkscope.estimate import Cost, Estimate
 from ntkscope.plots import kernel_maps, metric_panels, report_figure, save_figure, short_number, value_label
 from ntkscope.report import Alignment, KernelNumbers, Report, interval_text, to_json
+from ntkscope.results import Cost, Estimate
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_figures_are_saved_by_the_kind_of_their_name(report: Report, tmp_path: P
 def test_pyplot_is_never_loaded(tmp_path: Path) -> None:
     code = (
         "import sys, torch, ntkscope\n"
-        "import ntkscope.cli\n"
+        "import ntkscope.apps.cli\n"
         "assert 'matplotlib' not in sys.modules\n"
         "from pathlib import Path\n"
         "from ntkscope.plots import report_figure, save_figure\n"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from ntkscope import options, report
-from ntkscope.cli import app
+from ntkscope import report
+from ntkscope.apps import options
+from ntkscope.apps.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))

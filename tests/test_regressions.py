@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ntkscope import NTK, routes
-from ntkscope.jacobian.linearization import Linearization
+from ntkscope import NTK
+from ntkscope import measure as routes
+from ntkscope.engines.torch.samples.linearization import Linearization
 from reference import dense
 from zoo import BY_NAME, Function
 

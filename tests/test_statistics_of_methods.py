@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from ntkscope import NTK, Estimate, routes
+from ntkscope import NTK, Estimate
+from ntkscope import measure as routes
 from reference import Dense, dense
 from zoo import BY_NAME, paper_gru, paper_mlp
 

@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 from ntkscope import estimators
-from ntkscope.estimate import Cost, Estimate, Measurement, Measurements
-from ntkscope.jacobian.rules import Rule, add_rule
+from ntkscope.engines.torch.rules.base import Rule, add_rule
 from ntkscope.ntk import NTK, measure_all
+from ntkscope.results import Cost, Estimate, Measurement, Measurements
 
 __version__ = "0.1.0"
 

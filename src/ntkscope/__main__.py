@@ -1,6 +1,6 @@
 """``python -m ntkscope``: the same as the ``ntkscope`` command."""
 
-from ntkscope.cli import main
+from ntkscope.apps.cli import main
 
 if __name__ == "__main__":
     main()

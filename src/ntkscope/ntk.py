@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ntkscope import routes
-from ntkscope.estimate import Estimate, Measurement, Measurements
-from ntkscope.jacobian import Jacobian, StateFunction
-from ntkscope.jacobian.chunks import DEFAULT_BUDGET
-from ntkscope.jacobian.persample import SampleJacobian
-from ntkscope.jacobian.samples import BatchDim, StructureError
-from ntkscope.jacobian.tangents import SampleTangents
-from ntkscope.jacobian.tiles import SampleRows, WholeRows, dense_kernel
-from ntkscope.maps import ForwardMap, KernelMap, ReverseMap
-from ntkscope.planner import Plan
+from ntkscope import measure as routes
+from ntkscope.engines.torch import Jacobian, StateFunction
+from ntkscope.engines.torch.maps import ForwardMap, KernelMap, ReverseMap
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET
+from ntkscope.engines.torch.samples.axes import BatchDim, StructureError
+from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.engines.torch.samples.tangents import SampleTangents
+from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel
+from ntkscope.results import Estimate, Measurement, Measurements
+from ntkscope.ways.plan import Plan
 
 __all__ = ["NTK", "measure_all"]
 

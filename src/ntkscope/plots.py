@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ntkscope.estimate import Estimate
 from ntkscope.report import KernelNumbers, Report
+from ntkscope.results import Estimate
 
 if TYPE_CHECKING:
     import numpy as np

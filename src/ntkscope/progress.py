@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ntkscope.estimate import Estimate
+from ntkscope.results import Estimate
 
 __all__ = ["Report", "progress_bar"]
 

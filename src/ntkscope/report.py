@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import ntkscope
-from ntkscope.estimate import Cost, Estimate
+from ntkscope.results import Cost, Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,0 +1,1 @@
+"""What knows a framework's automatic differentiation, behind the protocols of ``base``."""

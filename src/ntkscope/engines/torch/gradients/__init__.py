@@ -1,0 +1,1 @@
+"""Per-sample parameter gradients in factored form."""

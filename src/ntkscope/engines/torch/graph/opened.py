@@ -1,0 +1,334 @@
+"""Trace the state of one sample to a graph, and open it at every use of every parameter.
+
+The graph's operations are ATen operators, so a use of a weight is an edge of the graph,
+whatever the module class: tied weights, layers used twice and recurrences come out right
+by construction. After each use that a rule knows, a tap (a zero) is added to the
+operation's output; the gradient with respect to the tap is the δ that the rule needs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ntkscope.engines.torch.graph.recorder import record
+from ntkscope.engines.torch.reverse.written.transposes import SPLITS, name_of
+from ntkscope.engines.torch.rules.base import Rule, find_rule
+from ntkscope.engines.torch.samples.axes import StructureError
+
+__all__ = ["Graph", "Piece", "Use", "trace"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One operation that uses parameters by a known rule.
+
+    Attributes:
+        rule: Its rule.
+        constants: Its arguments by name, but for tensors.
+        captured: Index among the captured values, by the name of the argument.
+        tap_shape: Shape of its output for one sample.
+        parameters: Name of the parameter, by the name of the argument.
+    """
+
+    rule: Rule
+    constants: dict[str, Any]
+    captured: dict[str, int]
+    tap_shape: tuple[int, ...]
+    parameters: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the state that one operation computes (a time step of a recurrence, say).
+
+    Attributes:
+        index: Position in the sample's flattened state of each entry that appears in it.
+        entries: Which entries of the piece those are.
+    """
+
+    index: Tensor
+    entries: Tensor
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The state of one sample, opened at the uses of its parameters.
+
+    ``module(*parameters, *sample, *taps)`` returns (state, pieces, captured values).
+
+    Attributes:
+        graph: The operations; ``meta`` of a node holds the shape and dtype of its value for one sample.
+        constants: The tensors that the graph reads, by name.
+        names: The parameters, in order.
+        general: Those with a use that no rule knows.
+        blocks: Name of the parameter that each block of parameters is a view of.
+        uses: The tapped uses.
+        pieces: The parts of the state.
+        why_general: For each of the general ones.
+    """
+
+    graph: fx.Graph
+    constants: nn.Module
+    names: tuple[str, ...]
+    general: tuple[str, ...]
+    blocks: dict[str, str]
+    uses: tuple[Use, ...]
+    pieces: tuple[Piece, ...]
+    why_general: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def module(self) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """The graph as a callable."""
+        return fx.GraphModule(self.constants, self.graph)
+
+
+# Operations that only move numbers: behind them lie the pieces of the state.
+_MOVES = {
+    "cat", "stack", "view", "reshape", "_unsafe_view", "transpose", "permute", "squeeze", "unsqueeze",
+    "flatten", "unflatten", "select", "slice", "unbind", "contiguous", "clone", "t", "split",
+    "split_with_sizes", "chunk", "flip", "movedim", "swapaxes", "narrow", "alias", "hstack", "vstack",
+    "mT", "numpy_T", "concat",
+}  # fmt: skip
+
+# Of these, the ones that show all of a tensor exactly once: a parameter may pass through them.
+_REARRANGES = {
+    "view", "reshape", "_unsafe_view", "transpose", "permute", "squeeze", "unsqueeze", "flatten",
+    "unflatten", "contiguous", "t", "mT", "numpy_T", "movedim", "swapaxes", "alias",
+}  # fmt: skip
+
+
+def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample: Sequence[Tensor]) -> Graph:
+    """Traces ``function(parameters, sample)`` and opens it at the uses of its parameters.
+
+    Args:
+        function: The state of one sample.
+        parameters: The parameters by name.
+        sample: The inputs of one sample.
+
+    Raises:
+        StructureError: If it cannot be traced.
+    """
+    names = tuple(parameters)
+
+    def flat(*tensors: Tensor) -> Tensor:
+        values = dict(zip(names, tensors[: len(names)], strict=True))
+        return function(values, list(tensors[len(names) :]))
+
+    try:
+        graph, constants = record(flat, [*parameters.values(), *sample])
+    except StructureError:
+        raise
+    except Exception as error:
+        # Recording runs the user's code under torch's inner modes; whatever it raises means: no graph.
+        line = (str(error).splitlines() or [""])[0]
+        raise StructureError(f"the model cannot be traced ({type(error).__name__}: {line})") from error
+    return _Opening(graph, constants, names).graph()
+
+
+class _Opening:
+    """The surgery: which parameters are used how, and the taps."""
+
+    def __init__(self, graph: fx.Graph, constants: nn.Module, names: tuple[str, ...]) -> None:
+        self._graph = graph
+        self._constants = constants
+        self._names = names
+        placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
+        self._parameters = dict(zip(names, placeholders[: len(names)], strict=True))
+        self._last_placeholder = placeholders[-1]
+        self._why_general: dict[str, str] = {}
+
+    def graph(self) -> Graph:
+        """The opened graph."""
+        blocks: dict[str, fx.Node] = {}
+        owners: dict[str, str] = {}
+        for name, node in self._parameters.items():
+            own = self._blocks(name, node)
+            reason = next(filter(None, (self._refusal(block) for block in own.values())), "")
+            if reason:
+                self._why_general[name] = reason
+                continue
+            blocks |= own
+            owners |= dict.fromkeys(own, name)
+        uses, captured = self._tap(blocks)
+        pieces, piece_nodes = self._pieces()
+        output = next(node for node in self._graph.nodes if node.op == "output")
+        state = output.args[0]
+        output.args = ((state, tuple(piece_nodes), tuple(captured)),)
+        self._graph.eliminate_dead_code()
+        self._graph.lint()
+        for node in self._graph.nodes:
+            node.meta = _outline(node.meta.get("val"))
+        general = tuple(name for name in self._names if name in self._why_general)
+        return Graph(
+            self._graph,
+            self._constants,
+            self._names,
+            general,
+            owners,
+            tuple(uses),
+            tuple(pieces),
+            self._why_general,
+        )
+
+    def _blocks(self, name: str, node: fx.Node) -> dict[str, fx.Node]:
+        """The parameter in the views in which it is used, each entry in one of them."""
+        _merge_equal_users(self._graph, node)
+        users = list(node.users)
+        if len(users) != 1:
+            return {name: node}
+        user = users[0]
+        if name_of(user) in _REARRANGES:
+            return self._blocks(name, user)
+        if name_of(user) in SPLITS:
+            for part in list(user.users):
+                _merge_equal_users(self._graph, part)
+            parts = {f"{name}[{part.args[1]}]": part for part in user.users}
+            return {key: block for n, part in parts.items() for key, block in self._blocks(n, part).items()}
+        return {name: node}
+
+    def _refusal(self, block: fx.Node) -> str:
+        """Why a block cannot be treated by rules; empty if it can."""
+        for user in block.users:
+            rule = find_rule(user.target) if user.op == "call_function" else None
+            if rule is None:
+                return f"used by {name_of(user) or user.target}, which has no rule"
+            arguments = _bind(user)
+            roles = [name for name, value in arguments.items() if value is block]
+            if not set(roles) <= set(rule.parameters) or len(roles) != 1:
+                return f"used as {', '.join(roles) or 'part of a list'} of {name_of(user)}"
+            if not rule.applies({name: _shape_of(value) for name, value in arguments.items()}):
+                return f"used by {name_of(user)} in a way that its rule does not cover"
+        return ""
+
+    def _tap(self, blocks: dict[str, fx.Node]) -> tuple[list[Use], list[fx.Node]]:
+        by_node = {node: name for name, node in blocks.items()}
+        order = {node: index for index, node in enumerate(self._graph.nodes)}
+        operations = sorted({user for node in by_node for user in node.users}, key=order.__getitem__)
+        uses: list[Use] = []
+        captured: dict[fx.Node, int] = {}
+        for node in operations:
+            rule = find_rule(node.target)
+            assert rule is not None
+            arguments = _bind(node)
+            parameters = {
+                arg: by_node[v] for arg, v in arguments.items() if isinstance(v, fx.Node) and v in by_node
+            }
+            wanted = {arg: arguments[arg] for arg in rule.captures if isinstance(arguments[arg], fx.Node)}
+            places = {arg: captured.setdefault(value, len(captured)) for arg, value in wanted.items()}
+            constants = {arg: _shape_of(value) for arg, value in arguments.items() if arg not in places}
+            shape = tuple(node.meta["val"].shape)
+            uses.append(Use(rule, constants, places, shape, parameters))
+            self._add_tap(node, len(uses) - 1)
+        return uses, list(captured)
+
+    def _add_tap(self, node: fx.Node, index: int) -> fx.Node:
+        with self._graph.inserting_after(self._last_placeholder):
+            tap = self._graph.placeholder(f"tap_{index}")
+        tap.meta = dict(node.meta)
+        self._last_placeholder = tap
+        with self._graph.inserting_after(node):
+            tapped = self._graph.call_function(torch.ops.aten.add.Tensor, (node, tap))
+        tapped.meta = dict(node.meta)
+        node.replace_all_uses_with(tapped, delete_user_cb=lambda user: user is not tapped)
+        return tap
+
+    def _pieces(self) -> tuple[list[Piece], list[fx.Node]]:
+        """What the state is put together from, and where each entry goes."""
+        output = next(node for node in self._graph.nodes if node.op == "output")
+        state = output.args[0]
+        sources, moves = _sources(state)
+        values: dict[fx.Node, Any] = {}
+        start = 0
+        for source in sources:
+            shape = tuple(source.meta["val"].shape)
+            size = torch.Size(shape).numel()
+            values[source] = torch.arange(start, start + size).reshape(shape)
+            start += size
+        for node in self._graph.nodes:
+            if node in moves:
+                values[node] = node.target(*fx.map_arg(node.args, values.__getitem__), **node.kwargs)
+        placed = values[state].reshape(-1)
+        pieces: dict[fx.Node, Piece] = {}
+        start = 0
+        for source in sources:
+            stop = start + values[source].numel()
+            index = torch.nonzero((placed >= start) & (placed < stop)).reshape(-1)
+            # Of a recurrence whose last step alone is watched, the other steps are no part.
+            if len(index):
+                pieces[source] = Piece(index, placed[index] - start)
+            start = stop
+        return list(pieces.values()), list(pieces)
+
+
+def _sources(state: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
+    """The operations behind the moves that make up the state, and those moves."""
+    sources: dict[fx.Node, None] = {}
+    moves: set[fx.Node] = set()
+    stack = [state]
+    while stack:
+        node = stack.pop()
+        if node in moves or node in sources:
+            continue
+        if name_of(node) in _MOVES | {"getitem"} and _is_move(node):
+            moves.add(node)
+            stack.extend(reversed(node.all_input_nodes))
+        else:
+            sources[node] = None
+    return list(sources), moves
+
+
+def _is_move(node: fx.Node) -> bool:
+    """A getitem is a move if it picks from a split."""
+    if name_of(node) != "getitem":
+        return True
+    origin = node.args[0]
+    return isinstance(origin, fx.Node) and name_of(origin) in SPLITS & _MOVES
+
+
+def _merge_equal_users(graph: fx.Graph, node: fx.Node) -> None:
+    """One view where the same view of a parameter is taken several times."""
+    seen: dict[Any, fx.Node] = {}
+    for user in list(node.users):
+        if name_of(user) not in _REARRANGES | SPLITS | {"getitem"}:
+            continue
+        key = (user.target, str(user.args), str(user.kwargs))
+        first = seen.setdefault(key, user)
+        if first is not user:
+            user.replace_all_uses_with(first)
+            graph.erase_node(user)
+
+
+def _bind(node: fx.Node) -> dict[str, Any]:
+    """The operation's arguments by the names of its schema, defaults filled in."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    bound = {}
+    for index, argument in enumerate(target._schema.arguments):
+        if index < len(node.args):
+            bound[argument.name] = node.args[index]
+        elif argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def _outline(value: Any) -> dict[str, Any]:
+    """What is kept of a value; the value itself would keep its memory."""
+    if isinstance(value, Tensor):
+        return {"shape": tuple(value.shape), "dtype": value.dtype}
+    return {"shape": None, "dtype": None}
+
+
+def _shape_of(value: Any) -> Any:
+    """A node as an empty tensor of its shape; anything else as it is."""
+    if not isinstance(value, fx.Node):
+        return value
+    fake = value.meta.get("val")
+    return torch.empty(fake.shape, dtype=fake.dtype, device="meta") if isinstance(fake, Tensor) else None

@@ -1,0 +1,205 @@
+"""What operations do with gradients: the steps of a written-out reverse pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from ntkscope.engines.torch.reverse.written.cones import Cone, Slope
+from ntkscope.engines.torch.reverse.written.tape import Tape
+from ntkscope.engines.torch.reverse.written.transposes import name_of, sum_to
+
+__all__ = ["Adjoint", "Joined", "Kind", "Linear", "Pointwise", "Pull", "Viewed"]
+
+#: One operation's part of the reverse pass.
+Pull = Callable[[Tape], None]
+
+
+class Kind(Protocol):
+    """What an operation does with gradients."""
+
+    @property
+    def needs(self) -> Iterable[fx.Node]:
+        """Values that it needs."""
+        ...
+
+    def bind(
+        self, node: fx.Node, values: Mapping[fx.Node, Tensor], slopes: Mapping[fx.Node, tuple[Slope, ...]]
+    ) -> Pull:
+        """The step that reads the gradient of ``node``, at these values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A view of its first argument, whose gradient is a view of that one's."""
+
+    needs: tuple[fx.Node, ...] = ()
+
+    def bind(self, node: fx.Node, values: Any, slopes: Any) -> Pull:
+        """As :meth:`Kind.bind`."""
+        return lambda tape: tape.rejoin(node)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A ``cat`` or ``stack``: its parts' gradients are cut from its own."""
+
+    parts: list[tuple[fx.Node, Callable[[Tensor], Tensor]]]
+    needs: tuple[fx.Node, ...] = ()
+
+    def bind(self, node: fx.Node, values: Any, slopes: Any) -> Pull:
+        """As :meth:`Kind.bind`."""
+
+        def pull(tape: Tape) -> None:
+            gradient = tape.of(node)
+            for part, cut in self.parts:
+                tape.give(part, cut(gradient))
+
+        return pull
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """An operation that adds or moves numbers."""
+
+    source: fx.Node
+    adjoint: Callable[[Tensor], Tensor]
+    needs: tuple[fx.Node, ...] = ()
+
+    def bind(self, node: fx.Node, values: Any, slopes: Any) -> Pull:
+        """As :meth:`Kind.bind`."""
+        return lambda tape: tape.of(self.source).add_(self.adjoint(tape.of(node)))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x Wᵀ, or y = x W where the weight is turned: the gradient of x is δ W, or δ Wᵀ."""
+
+    source: fx.Node
+    weight: fx.Node
+    turned: bool
+
+    @property
+    def needs(self) -> tuple[fx.Node, ...]:
+        """As :meth:`Kind.needs`."""
+        return (self.weight,)
+
+    def bind(self, node: fx.Node, values: Mapping[fx.Node, Tensor], slopes: Any) -> Pull:
+        """As :meth:`Kind.bind`."""
+        # The same for all samples.
+        weight = values[self.weight][0]
+        weight = weight.mT if self.turned else weight
+        rows, columns = weight.shape
+
+        def pull(tape: Tape) -> None:
+            gradient = tape.of(node).reshape(-1, rows)
+            total, fresh = tape.slot(self.source)
+            try:
+                flat = total.view(-1, columns)
+            except RuntimeError:
+                product = (gradient @ weight).view(total.shape)
+                total.copy_(product) if fresh else total.add_(product)
+            else:
+                torch.addmm(flat, gradient, weight, beta=0 if fresh else 1, out=flat)
+
+        return pull
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A cone: the gradient of an input is the output's times the slope."""
+
+    cone: Cone
+    live: set[fx.Node]
+
+    @property
+    def needs(self) -> tuple[fx.Node, ...]:
+        """As :meth:`Kind.needs`."""
+        return self.cone.inputs
+
+    def bind(self, node: fx.Node, values: Any, slopes: Mapping[fx.Node, tuple[Slope, ...]]) -> Pull:
+        """As :meth:`Kind.bind`."""
+        shape = tuple(node.meta["shape"])
+        known = {
+            x: slope
+            for x, slope in zip(self.cone.inputs, slopes[node], strict=True)
+            if slope is not None and not (isinstance(slope, float) and slope == 0) and x in self.live
+        }
+        pulls = []
+        splits: dict[Any, None] = {x.args[0]: None for x in known if name_of(x) == "getitem"}
+        for split in splits:
+            parts = {x: slope for x, slope in known.items() if x in split.users}
+            whole = _of_equal_parts(split, parts, shape)
+            if whole is not None:
+                pulls.append(whole)
+                known = {x: slope for x, slope in known.items() if x not in parts}
+        pulls += [_of_slope(x, slope, shape) for x, slope in known.items()]
+
+        def pull(tape: Tape) -> None:
+            gradient = tape.of(node)
+            for each in pulls:
+                each(tape, gradient)
+
+        return pull
+
+
+def _of_slope(x: fx.Node, slope: Any, shape: tuple[int, ...]) -> Callable[[Tape, Tensor], None]:
+    """Adds δ times the slope to the gradient of x."""
+    own = x.meta["shape"]
+    if math.prod(own) != math.prod(shape):
+        return lambda tape, gradient: tape.of(x).add_(sum_to(gradient * slope, own))
+    # As many numbers: at most, axes of length 1 were put in front.
+    if isinstance(slope, float):
+        return lambda tape, gradient: tape.of(x).add_(_in_shape(gradient, own), alpha=slope)
+    slope = slope.reshape(-1, *own)
+
+    def pull(tape: Tape, gradient: Tensor) -> None:
+        _add_product(*tape.slot(x), _in_shape(gradient, own), slope)
+
+    return pull
+
+
+def _add_product(total: Tensor, fresh: bool, gradient: Tensor, slope: Tensor) -> None:
+    if fresh:
+        torch.mul(gradient, slope, out=total)
+    else:
+        total.addcmul_(gradient, slope)
+
+
+def _in_shape(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return gradient if gradient.dim() == len(shape) + 2 else gradient.reshape(*gradient.shape[:2], *shape)
+
+
+def _of_equal_parts(split: fx.Node, slopes: dict[fx.Node, Any], shape: tuple[int, ...]) -> Any:
+    """Equal parts of one value that all enter one cone (gates, say), pulled back to it at once.
+
+    A function of the tape and the cone's gradient; ``None`` where there are no such parts.
+    """
+    parts: list[Any] = sorted(slopes, key=lambda part: part.args[1])
+    source: Any = split.args[0]
+    full, own = source.meta["shape"], parts[0].meta["shape"]
+    axes = [axis for axis, size in enumerate(own) if len(full) == len(own) and full[axis] != size]
+    if (
+        len(axes) != 1
+        or full[axes[0]] != len(parts) * own[axes[0]]
+        or [part.args[1] for part in parts] != list(range(len(parts)))
+        or any(part.meta["shape"] != own for part in parts)
+        or math.prod(own) != math.prod(shape)
+        or not all(isinstance(slope, Tensor) for slope in slopes.values())
+    ):
+        return None
+    axis, sizes = axes[0], (len(parts), own[axes[0]])
+    stacked = torch.stack([slopes[part].reshape(-1, *own) for part in parts], dim=axis + 1)
+
+    def pull(tape: Tape, gradient: Tensor) -> None:
+        total, fresh = tape.slot(source)
+        gradient = _in_shape(gradient, own).unsqueeze(axis + 2)
+        _add_product(total.unflatten(axis + 2, sizes), fresh, gradient, stacked)
+
+    return pull

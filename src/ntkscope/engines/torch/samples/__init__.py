@@ -1,0 +1,1 @@
+"""The Jacobian of every sample on its own."""

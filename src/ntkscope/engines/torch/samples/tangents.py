@@ -1,0 +1,123 @@
+"""Forward products of every sample with parameter directions of its own: ‖J_b u_b‖²."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
+from ntkscope.engines.torch.samples.axes import StructureError
+from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+
+__all__ = ["SampleTangents"]
+
+
+class SampleTangents:
+    """The forward half of a :class:`SampleJacobian`.
+
+    One forward pass a chunk carries the tangents of all its probes. A sample's tangent is as long
+    as the parameters, so a probe holds B · p numbers: worth it where samples have long states.
+
+    Args:
+        jacobian: The samples and their graph.
+        budget: Bytes that one step may take.
+
+    Raises:
+        StructureError: If an operation has no forward mode, or one that is wrong.
+    """
+
+    def __init__(self, jacobian: SampleJacobian, budget: int) -> None:
+        self._jacobian = jacobian
+        function, graph = jacobian.function, jacobian.graph
+        load_forward_mode()
+        self._values = [function.parameters[name] for name in graph.names]
+        self.size = sum(value.numel() for value in self._values)
+        zero = torch.zeros((), dtype=function.dtype, device=function.device)
+        self._taps = [zero.expand(use.tap_shape) for use in graph.uses]
+        forward = function.forward_size.elements / jacobian.batch
+        each = function.state.element_size() * (2 * self.size + 3 * forward)
+        # As many samples with one probe each as fit; as many probes of all samples where those do.
+        self._samples = max(1, min(jacobian.batch, int(budget // each)))
+        self._probes = max(1, int(budget // (each * self._samples)))
+        self._check()
+
+    def squared_norms(self, count: int, directions: Callable[[range, range], Tensor]) -> Tensor:
+        """‖J_b u_b‖² for every probe and sample, in float64: shape (count, B).
+
+        Args:
+            count: Probes.
+            directions: The tangents of some probes and samples, shape (k, B, p), when they are needed.
+        """
+        jacobian = self._jacobian
+        out = torch.zeros(count, jacobian.batch, dtype=torch.float64, device=jacobian.function.device)
+        for first in range(0, jacobian.batch, self._samples):
+            part = range(first, min(first + self._samples, jacobian.batch))
+            leaves = jacobian.axes.split(jacobian.function.inputs, part)
+            for start in range(0, count, self._probes):
+                probes = range(start, min(start + self._probes, count))
+                state = self._push(leaves, directions(probes, part))
+                flat = state.reshape(len(probes), len(part), -1).double()
+                out[probes.start : probes.stop, part.start : part.stop] = (flat * flat).sum(2)
+        return out
+
+    def _push(self, leaves: Sequence[Tensor], directions: Tensor) -> Tensor:
+        """J_b u_b, shape (k, B, *state of one sample)."""
+
+        def of_one(direction: Tensor, *sample: Tensor) -> Tensor:
+            tangents = self._split(direction)
+            return jvp(lambda *values: self._state(values, sample), tuple(self._values), tangents)[1]
+
+        of_all = vmap(of_one, in_dims=(0, *[0] * len(leaves)))
+        over_probes = vmap(of_all, in_dims=(0, *[None] * len(leaves)))
+        with self._jacobian.function.operations():
+            return over_probes(directions, *leaves)
+
+    def _state(self, values: Sequence[Tensor], sample: Sequence[Tensor]) -> Tensor:
+        state: Tensor = self._jacobian.graph.module(*values, *sample, *self._taps)[0]
+        return state
+
+    def _split(self, direction: Tensor) -> tuple[Tensor, ...]:
+        pieces = direction.split([value.numel() for value in self._values])
+        return tuple(p.reshape(v.shape).to(v.dtype) for p, v in zip(pieces, self._values, strict=True))
+
+    def _check(self) -> None:
+        """Forward and reverse mode must be each other's transpose: ⟨z, Ju⟩ = ⟨Jᵀz, u⟩ over all samples."""
+        function, batch = self._jacobian.function, self._jacobian.batch
+        generator = torch.Generator().manual_seed(CHECK_SEED)
+        u = torch.randn(self.size, generator=generator, dtype=torch.float64)
+        u = u.to(function.device, function.dtype)
+        difference = scale = 0.0
+        for first in range(0, batch, self._samples):
+            part = range(first, min(first + self._samples, batch))
+            leaves = self._jacobian.axes.split(function.inputs, part)
+            try:
+                forward = self._push(leaves, u.expand(1, len(part), -1))[0]
+            except (NotImplementedError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                line = (str(error).splitlines() or [""])[0]
+                raise StructureError(f"an operation of the model has no forward mode ({line})") from error
+            z = torch.randn(forward.shape, generator=generator, dtype=torch.float64)
+            z = z.to(function.device, function.dtype)
+            backward = self._pull(leaves, z)
+            difference += float((forward.double() * z).sum() - (backward.double() * u).sum())
+            scale += float(forward.double().norm() * z.double().norm())
+        if not abs(difference) <= transpose_tolerance(function.dtype) * scale:
+            raise StructureError("forward mode of the model is not the transpose of its reverse mode")
+
+    def _pull(self, leaves: Sequence[Tensor], z: Tensor) -> Tensor:
+        """Σ_b J_bᵀz_b, shape (p,), by reverse mode."""
+        values = [value.clone().requires_grad_() for value in self._values]
+        of_all = vmap(lambda *sample: self._state(values, sample))
+        with torch.enable_grad(), self._jacobian.function.operations():
+            state = of_all(*leaves)
+            if not state.requires_grad:
+                return torch.zeros_like(self._flat(values))
+            return self._flat(torch.autograd.grad(state, values, z, materialize_grads=True))
+
+    @staticmethod
+    def _flat(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([value.detach().reshape(-1) for value in values])

@@ -1,0 +1,264 @@
+"""Exact kernels in tiles: Frobenius inner products of kernels, and K itself, in bounded memory.
+
+K = JJᵀ splits into tiles K_IJ = J_I J_Jᵀ for blocks I, J of its rows. A block of rows is
+kept as factors by layer, and a tile comes from two blocks by matrix products; nothing of
+size n² is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ntkscope.engines.torch.gradients.factors import Direct, Factor, Features, Outer, widened
+from ntkscope.engines.torch.jacobian import Jacobian
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET
+from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.engines.torch.samples.linearization import Linearization
+
+__all__ = ["Block", "BlockSource", "SampleRows", "WholeRows", "dense_kernel", "kernel_inner_products"]
+
+# Rows in a block: tiles of this many rows squared stay in a processor's caches.
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of J: probes × samples.
+
+    Attributes:
+        index: Position in the flattened state of each row, shape (k, B).
+        factors: The rows, by parameter group.
+    """
+
+    index: Tensor
+    factors: list[Factor]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the rows take."""
+        return sum(_factor_bytes(factor) for factor in self.factors)
+
+
+class BlockSource(Protocol):
+    """The rows of one kernel's J, block by block."""
+
+    def __len__(self) -> int: ...
+
+    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+        """Blocks start..stop-1, computed anew."""
+        ...
+
+
+class SampleRows:
+    """Rows by the per-sample structure, in factors by layer.
+
+    Args:
+        jacobian: The per-sample Jacobian.
+        rows: Rows in a block.
+    """
+
+    def __init__(self, jacobian: SampleJacobian, rows: int = _ROWS) -> None:
+        self._jacobian = jacobian
+        positions = max((factor_positions(use.tap_shape) for use in jacobian.graph.uses), default=1)
+        self.rows = max(1, rows // min(positions, 8))
+        self._index = jacobian.axes.state_index()
+        self._cut(self.rows)
+
+    def _cut(self, rows: int) -> None:
+        """Plans blocks of so many rows."""
+        jacobian = self._jacobian
+        self._outputs = min(jacobian.outputs, rows)
+        self._samples = max(1, min(jacobian.batch, rows // self._outputs))
+        starts = range(0, jacobian.batch, self._samples)
+        self._plan = [
+            (
+                range(b, min(b + self._samples, jacobian.batch)),
+                range(i, min(i + self._outputs, jacobian.outputs)),
+            )
+            for b in starts
+            for i in range(0, jacobian.outputs, self._outputs)
+        ]
+
+    def with_rows(self, rows: int) -> SampleRows:
+        """The same rows in blocks of so many."""
+        twin = copy.copy(self)
+        twin.rows = rows
+        twin._cut(rows)
+        return twin
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+        """Blocks start..stop-1; the samples of consecutive blocks run forward once."""
+        linear, current = None, None
+        for samples, outputs in self._plan[start:stop]:
+            if linear is None or samples != current:
+                linear, current = self._jacobian.linearize(samples), samples
+            yield self._block(linear, samples, outputs)
+
+    def _block(self, linear: Linearization, samples: range, outputs: range) -> Block:
+        jacobian = self._jacobian
+        probes = torch.zeros(
+            len(outputs), jacobian.outputs, dtype=linear.state.dtype, device=linear.state.device
+        )
+        probes[torch.arange(len(outputs)), torch.arange(outputs.start, outputs.stop)] = 1
+        block = probes.unsqueeze(1).expand(-1, len(samples), -1)
+        total = jacobian.batch * jacobian.outputs
+        factors = [factor.settled(total) for factor in linear.pull(block)]
+        if not factors:
+            # A state that no parameter reaches.
+            factors = [Direct(linear.state.new_zeros(len(outputs), len(samples), 1))]
+        index = self._index[samples.start : samples.stop, outputs.start : outputs.stop].T
+        jacobian.vjps += len(outputs) * len(samples) / jacobian.batch
+        return Block(index, factors)
+
+
+def factor_positions(tap_shape: tuple[int, ...]) -> int:
+    """A guess at the number of positions of a use: all axes of its output but the largest."""
+    return int(np.prod(tap_shape) // max(tap_shape, default=1)) if tap_shape else 1
+
+
+class WholeRows:
+    """Rows by reverse products with the whole batch: for coupled samples.
+
+    Args:
+        jacobian: The Jacobian.
+        rows: Rows in a block.
+    """
+
+    def __init__(self, jacobian: Jacobian, rows: int = 256) -> None:
+        self._jacobian = jacobian
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return -(-self._jacobian.shape[0] // self._rows)
+
+    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+        """Blocks start..stop-1."""
+        n, function = self._jacobian.shape[0], self._jacobian.function
+        for number in range(start, stop):
+            index = torch.arange(number * self._rows, min((number + 1) * self._rows, n))
+            probes = torch.zeros(len(index), n, dtype=function.dtype, device=function.device)
+            probes[torch.arange(len(index)), index] = 1
+            yield Block(index.unsqueeze(1), [Direct(self._jacobian.vjp(probes).unsqueeze(1))])
+
+
+def kernel_inner_products(
+    sources: Sequence[BlockSource],
+    budget: int = DEFAULT_BUDGET,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Traces tr K_a and products ⟨K_a, K_b⟩_F of m kernels on one state: shapes (m,) and (m, m), float64.
+
+    Args:
+        sources: The kernels' rows.
+        budget: Bytes to keep blocks in; those that do not fit are computed again.
+        progress: Called with (tiles done, tiles in all).
+    """
+    sources = _in_step(sources)
+    totals = np.zeros((len(sources), len(sources)))
+    traces = np.zeros(len(sources))
+    count = len(sources[0])
+    done = 0
+
+    def add(lefts: list[Block], rights: list[Block], weight: int) -> None:
+        nonlocal done
+        tiles = [_tile(left, right) for left, right in zip(lefts, rights, strict=True)]
+        for a, tile in enumerate(tiles):
+            if weight == 1:
+                traces[a] += float(tile.flatten(0, 1).flatten(1).diagonal().sum(dtype=torch.float64))
+            for b in range(a + 1):
+                totals[a, b] += weight * _inner(tile, tiles[b])
+        done += 1
+        if progress is not None:
+            progress(done, count * (count + 1) // 2)
+
+    for panel, followers in _panels(sources, budget):
+        for number, lefts in enumerate(panel):
+            for other in range(number + 1):
+                add(lefts, panel[other], 1 if other == number else 2)
+        for rights in followers:
+            for lefts in panel:
+                add(lefts, rights, 2)
+    return traces, np.tril(totals) + np.tril(totals, -1).T
+
+
+def _in_step(sources: Sequence[BlockSource]) -> list[BlockSource]:
+    """The sources with the same rows in each block: the smallest that any of them would take."""
+    rows = min((source.rows for source in sources if isinstance(source, SampleRows)), default=0)
+    return [source.with_rows(rows) if isinstance(source, SampleRows) else source for source in sources]
+
+
+def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> Tensor:
+    """K itself, shape (n, n)."""
+    kernel: Tensor | None = None
+    for panel, followers in _panels([source], budget):
+        pairs = [(a[0], b[0]) for i, a in enumerate(panel) for b in panel[: i + 1]]
+        for left, right in [*pairs, *((a[0], b[0]) for b in followers for a in panel)]:
+            tile = _tile(left, right).flatten(0, 1).flatten(1).to(_values(left.factors[0]).dtype)
+            if left is right:
+                # Symmetric to the last bit, as the other tiles make it.
+                tile = (tile + tile.T) / 2
+            rows, columns = left.index.reshape(-1), right.index.reshape(-1)
+            kernel = tile.new_zeros(n, n) if kernel is None else kernel
+            kernel[rows.unsqueeze(1), columns] = tile
+            kernel[columns.unsqueeze(1), rows] = tile.T
+    assert kernel is not None
+    return kernel
+
+
+def _panels(
+    sources: Sequence[BlockSource], budget: int
+) -> Iterator[tuple[list[list[Block]], Iterator[list[Block]]]]:
+    """Blocks that fit the budget together, and an iterator over all blocks after them.
+
+    An entry of a panel holds the same block of every source.
+    """
+    count, start = len(sources[0]), 0
+    while start < count:
+        panel: list[list[Block]] = []
+        size = 0
+        stop = start
+        for blocks in zip(*(source.blocks(start, count) for source in sources), strict=True):
+            panel.append(list(blocks))
+            stop += 1
+            size += sum(block.bytes for block in blocks)
+            if size > budget // 2:
+                break
+        followers = zip(*(source.blocks(stop, count) for source in sources), strict=True)
+        yield panel, (list(blocks) for blocks in followers)
+        start = stop
+
+
+def _tile(left: Block, right: Block) -> Tensor:
+    """⟨J_i, J_j⟩ for the rows of two blocks: shape (k, B, k′, B′)."""
+    values = _values(left.factors[0])
+    total = widened(values.new_zeros(*left.index.shape, *right.index.shape))
+    for ours, theirs in zip(left.factors, right.factors, strict=True):
+        ours.add_tile(theirs, total)  # type: ignore[arg-type]
+    return total
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum(dtype=torch.float64))
+
+
+def _values(factor: Factor) -> Tensor:
+    return factor.values if isinstance(factor, Direct) else factor.probe_side
+
+
+def _factor_bytes(factor: Factor) -> int:
+    tensors = [_values(factor)]
+    if isinstance(factor, Outer):
+        side = factor.sample_side
+        tensors += [side.values] if isinstance(side, Features) else []
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,1 @@
+"""Linear maps as estimators see them: blocks, probes, products that are counted."""

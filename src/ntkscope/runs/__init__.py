@@ -1,0 +1,1 @@
+"""Estimators that grow until their error bar is small enough."""

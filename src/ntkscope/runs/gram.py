@@ -1,0 +1,130 @@
+"""Reverse mode alone: every metric from the Gram matrix of Jᵀ times a few probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkscope.operators.space import Map
+from ntkscope.runs.drive import SHORT_STRIDE
+from ntkscope.runs.grams import Grams
+from ntkscope.runs.moments import Moments
+from ntkscope.runs.statistics import effective_degrees_of_freedom
+
+__all__ = ["GramRun", "gram_moments"]
+
+Small = NDArray[np.float64]
+Result = TypeVar("Result")
+
+#: Squares of quadratic forms have heavier tails than the forms; chosen by coverage.
+_HEAVINESS = 3.0
+
+
+class GramRun(Generic[Result]):
+    """Traces and inner products of K_a = J_aJ_aᵀ from X_a = J_aᵀΩ, one VJP a probe and kernel.
+
+    M = X_aᵀX_a = ΩᵀK_aΩ for independent signs Ω gives, without bias,
+
+        tr K_a ≈ mean of M_ii,    ⟨K_a, K_b⟩ ≈ mean over i ≠ j of M_a,ij M_b,ij.
+
+    The pairs share probes, so the error is the jackknife's over probes, less what
+    that counts twice.
+
+    Args:
+        reverse_maps: J_aᵀ, c maps of shape (p_a, n).
+        finish: Takes the moments to the result.
+        seed: Of the probes.
+        stream: Of the probes.
+    """
+
+    stride = SHORT_STRIDE
+
+    def __init__(
+        self, reverse_maps: list[Map], finish: Callable[[Moments], Result], *, seed: int, stream: int = 0
+    ) -> None:
+        self._maps = reverse_maps
+        self._finish = finish
+        self._seed = seed
+        self._stream = stream
+        # Kernels of different models have parameters of different number: no block is shared.
+        self._grams = [Grams(operator) for operator in reverse_maps]
+        self.quantum = len(reverse_maps)
+        self.minimum = 3 * len(reverse_maps)
+
+    def grow(self, products: int) -> None:
+        """Multiply more probes."""
+        wanted = products // len(self._maps)
+        for operator, grams in zip(self._maps, self._grams, strict=True):
+            known = grams.width("X")
+            if wanted > known:
+                signs = operator.signs(known, wanted, seed=self._seed, stream=self._stream)
+                grams.append("X", operator.apply(signs), wanted - known)
+
+    def result(self) -> Result:
+        """The metrics with their error bars.
+
+        Raises:
+            ValueError: If fewer than three probes have run.
+        """
+        probes = min(grams.width("X") for grams in self._grams)
+        if probes < 3:
+            raise ValueError(f"the Gram matrix needs three probes; spend {self.minimum} products or more")
+        forms = np.array([grams.gram("X", "X")[:probes, :probes] for grams in self._grams])
+        return self._finish(gram_moments(forms, max(operator.epsilon for operator in self._maps)))
+
+
+def gram_moments(forms: Small, epsilon: float) -> Moments:
+    """U-statistics of M_a = ΩᵀK_aΩ, shape (c, k, k), with jackknife pseudo-values as samples."""
+    count, probes, _ = forms.shape
+    traces = np.diagonal(forms, axis1=1, axis2=2)
+    pairs = forms[:, None] * forms[None]
+    rows = pairs.sum(axis=3) - np.diagonal(pairs, axis1=2, axis2=3)
+    total = rows.sum(axis=2, keepdims=True)
+    inner = total / (probes * (probes - 1))
+    without = (total - 2 * rows) / ((probes - 1) * (probes - 2))
+    pseudo = probes * inner - (probes - 1) * without
+    pseudo = inner + (pseudo - inner) * _degenerate_share(pairs, rows, inner, pseudo)[:, :, None]
+    trace_freedom = [
+        effective_degrees_of_freedom(probes, float(t.var(ddof=1)), float(t.mean())) for t in traces
+    ]
+    # The first-order part of a pseudo-value is 2ωᵀK_aK_bω, less a constant.
+    inner_freedom = [
+        [
+            effective_degrees_of_freedom(
+                probes, float(pseudo[a, b].var(ddof=1)), 2 * float(inner[a, b, 0]), heaviness=_HEAVINESS
+            )
+            for b in range(count)
+        ]
+        for a in range(count)
+    ]
+    return Moments(
+        traces=traces.mean(axis=1),
+        inner=inner[:, :, 0],
+        trace_samples=traces.T,
+        inner_samples=pseudo.transpose(2, 0, 1),
+        trace_freedom=np.array(trace_freedom),
+        inner_freedom=np.array(inner_freedom),
+        epsilon=epsilon,
+    )
+
+
+def _degenerate_share(pairs: Small, rows: Small, inner: Small, pseudo: Small) -> Small:
+    """Factor on the jackknife's error that takes off what it counts twice, shape (c, c).
+
+    The jackknife counts the part of the variance that two probes make together
+    twice. That part shows in what is left of the pairs after their row means.
+    """
+    probes = pairs.shape[2]
+    if probes < 6:
+        return np.ones(pairs.shape[:2])
+    means = rows / (probes - 2)
+    left = pairs - means[:, :, :, None] - means[:, :, None, :] + inner[:, :, None] * probes / (probes - 2)
+    squares = np.sum(left**2, axis=(2, 3)) - np.sum(np.diagonal(left, axis1=2, axis2=3) ** 2, axis=2)
+    together = 2 * squares / (probes * (probes - 3)) / (probes * (probes - 1))
+    jackknife = np.var(pseudo, axis=2, ddof=1) / probes
+    safe = np.where(jackknife > 0, jackknife, 1)
+    share: Small = np.sqrt(np.clip(1 - together / safe, 0.5, 1))
+    return share

@@ -1,0 +1,218 @@
+"""Factors: norms, rows, sums and inner products against gradients formed by plain einsum."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from ntkscope.engines.torch.gradients.factors import (
+    Direct,
+    Features,
+    Lookup,
+    Outer,
+    add_rows,
+    concat_positions,
+    square_sum,
+    stack_features,
+)
+
+PROBES, BATCH = 3, 2
+
+# (groups, positions, outputs, features): one position, Gram matrices cheaper, gradients cheaper.
+SHAPES = [(1, 1, 2, 5), (2, 1, 3, 2), (1, 2, 4, 5), (1, 6, 2, 3), (2, 4, 5, 2), (3, 2, 4, 6)]
+
+
+def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def _outer(shape: tuple[int, int, int, int], transposed: bool = False, seed: int = 0, **sizes: int) -> Outer:
+    groups, positions, outputs, width = shape
+    probes, batch = sizes.get("probes", PROBES), sizes.get("batch", BATCH)
+    delta = _random(probes, batch, groups, positions, outputs, seed=seed)
+    return Outer(delta, Features(_random(batch, groups, positions, width, seed=seed + 1)), transposed)
+
+
+def _lookup(positions: int = 4, size: int = 5, outputs: int = 3, seed: int = 0, **sizes: int) -> Outer:
+    probes, batch = sizes.get("probes", PROBES), sizes.get("batch", BATCH)
+    index = torch.randint(0, size, (batch, positions), generator=torch.Generator().manual_seed(seed))
+    return Outer(_random(probes, batch, 1, positions, outputs, seed=seed), Lookup(index, size), True)
+
+
+def _features(factor: Outer) -> Tensor:
+    """a, dense: (B, groups, T, I)."""
+    side = factor.sample_side
+    if isinstance(side, Lookup):
+        return torch.nn.functional.one_hot(side.index, side.size).double().unsqueeze(1)
+    return side.values
+
+
+def _formed(factor: Outer) -> Tensor:
+    """Σ_t δ_t ⊗ a_t, laid out as the parameter is: (k, B, P)."""
+    order = "kbgio" if factor.transposed else "kbgoi"
+    formed = torch.einsum(f"kbgto,bgti->{order}", factor.probe_side, _features(factor))
+    return formed.flatten(2)
+
+
+OUTERS = {
+    **{
+        f"{'x'.join(map(str, shape))}{'-transposed' * transposed}": _outer(shape, transposed)
+        for shape, transposed in itertools.product(SHAPES, (False, True))
+    },
+    "lookup": _lookup(),
+    "lookup-one-position": _lookup(positions=1),
+    "lookup-many-positions": _lookup(positions=9, size=2, outputs=1),
+}
+each_outer = pytest.mark.parametrize("factor", OUTERS.values(), ids=OUTERS)
+
+
+@each_outer
+def test_an_outer_product_is_its_formed_gradient(factor: Outer) -> None:
+    formed = _formed(factor)
+    assert factor.probes == PROBES
+    assert factor.row_size() == formed.shape[2]
+    torch.testing.assert_close(factor.rows(), formed)
+    torch.testing.assert_close(factor.summed(), formed.sum(1))
+    torch.testing.assert_close(factor.squared_norms(), (formed**2).sum(2))
+
+
+@each_outer
+def test_a_tile_holds_inner_products_of_formed_gradients(factor: Outer) -> None:
+    groups, positions, outputs, width = *factor.probe_side.shape[2:], factor.sample_side.width
+    other = (
+        _lookup(positions, width, outputs, seed=7, probes=4, batch=3)
+        if isinstance(factor.sample_side, Lookup)
+        else _outer((groups, positions, outputs, width), factor.transposed, seed=7, probes=4, batch=3)
+    )
+    expected = torch.einsum("kbp,jcp->kbjc", _formed(factor), _formed(other))
+    before = torch.ones(PROBES, BATCH, 4, 3, dtype=torch.float64)
+    total = before.clone()
+    factor.add_tile(other, total)
+    torch.testing.assert_close(total, before + expected)
+    total = torch.zeros_like(before)
+    Direct(_formed(factor)).add_tile(Direct(_formed(other)), total)
+    torch.testing.assert_close(total, expected)
+
+
+def test_tiles_of_uses_with_other_numbers_of_positions() -> None:
+    left, right = _outer((2, 3, 2, 4)), _outer((2, 5, 2, 4), seed=5)
+    total = torch.zeros(PROBES, BATCH, PROBES, BATCH, dtype=torch.float64)
+    left.add_tile(right, total)
+    torch.testing.assert_close(total, torch.einsum("kbp,jcp->kbjc", _formed(left), _formed(right)))
+
+
+@each_outer
+@pytest.mark.parametrize("rows", [1, 10_000])
+def test_settling_changes_the_form_alone(factor: Outer, rows: int) -> None:
+    settled = factor.settled(rows)
+    torch.testing.assert_close(settled.rows(), _formed(factor))
+    assert settled.settled(rows).rows().shape == settled.rows().shape
+
+
+def test_gradients_are_formed_where_that_is_cheaper() -> None:
+    many_positions, one_position = _outer((1, 30, 2, 2)), _outer((1, 1, 20, 20))
+    assert isinstance(many_positions.settled(1000), Direct)
+    assert one_position.settled(1000) is one_position
+
+
+def test_direct_factors() -> None:
+    values = _random(PROBES, BATCH, 7)
+    factor = Direct(values)
+    assert (factor.probes, factor.row_size()) == (PROBES, 7)
+    assert factor.settled(3) is factor
+    assert factor.rows() is values
+    torch.testing.assert_close(factor.summed(), values.sum(1))
+    torch.testing.assert_close(factor.squared_norms(), (values**2).sum(2))
+
+
+# The sample side.
+
+
+@each_outer
+def test_the_sample_sides_grams_and_contraction(factor: Outer) -> None:
+    side, a = factor.sample_side, _features(factor)
+    assert (side.positions, side.width) == tuple(a.shape[2:])
+    torch.testing.assert_close(side.own_gram().double(), a @ a.mT)
+    torch.testing.assert_close(side.gram(side).double(), torch.einsum("bgti,cgui->bcgtu", a, a))
+    torch.testing.assert_close(
+        side.contract(factor.probe_side), torch.einsum("kbgto,bgti->kbgoi", factor.probe_side, a)
+    )
+    joined = _features(Outer(factor.probe_side, side.joined()))
+    torch.testing.assert_close(joined, torch.cat(list(a), dim=1).unsqueeze(0))
+
+
+def test_indices_and_dense_features_have_inner_products() -> None:
+    looked_up, dense = _lookup().sample_side, Features(_random(3, 1, 4, 5))
+    one_hot = torch.nn.functional.one_hot(looked_up.index, 5).double().unsqueeze(1)  # type: ignore[attr-defined]
+    expected = torch.einsum("bgti,cgui->bcgtu", one_hot, dense.values)
+    torch.testing.assert_close(looked_up.gram(dense), expected)
+    torch.testing.assert_close(dense.gram(looked_up), expected.permute(1, 0, 2, 4, 3))
+
+
+# Sums of uses.
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_uses_side_by_side_are_their_sum(transposed: bool) -> None:
+    uses = [_outer((2, positions, 3, 2), transposed, seed=positions) for positions in (1, 4, 2)]
+    expected = sum(_formed(use) for use in uses)
+    joined = concat_positions(uses)
+    torch.testing.assert_close(joined.rows(), expected)
+    torch.testing.assert_close(joined.squared_norms(), (expected**2).sum(2))
+    torch.testing.assert_close(add_rows(list(uses)).rows(), expected)
+    assert concat_positions(uses[:1]) is uses[0]
+
+
+def test_uses_of_a_table_stay_indices() -> None:
+    uses = [_lookup(positions=2), _lookup(positions=3, seed=4)]
+    joined = concat_positions(uses)
+    assert isinstance(joined.sample_side, Lookup)
+    torch.testing.assert_close(joined.rows(), _formed(uses[0]) + _formed(uses[1]))
+
+
+def test_a_table_that_is_also_multiplied_with() -> None:
+    uses = [_lookup(), _outer((1, 2, 3, 5), transposed=True, seed=3)]
+    expected = _formed(uses[0]) + _formed(uses[1])
+    torch.testing.assert_close(concat_positions(uses).rows(), expected)
+    torch.testing.assert_close(concat_positions(uses[::-1]).rows(), expected)
+
+
+def test_a_weight_and_its_bias_as_one() -> None:
+    weight = _outer((2, 3, 4, 2))
+    bias = Outer(weight.probe_side, Features(torch.ones(BATCH, 2, 3, 1, dtype=torch.float64)))
+    both = stack_features([weight, bias])
+    expected = (_formed(weight) ** 2).sum(2) + (_formed(bias) ** 2).sum(2)
+    torch.testing.assert_close(both.squared_norms(), expected)
+    assert both.row_size() == weight.row_size() + bias.row_size()
+
+
+# Precision.
+
+
+def test_sums_of_squares_are_right_in_float32() -> None:
+    x = torch.full((4096, 2048), 0.1)
+    assert float(square_sum(x)) == pytest.approx(x.numel() * 0.1**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 300), (1, 2, 300, 300), (1, 40, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened_before_it_is_summed(
+    shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    exact = _outer(shape)
+    scaled = [(20 * t).to(dtype) for t in (exact.probe_side, _features(exact))]
+    # Squared norms beyond 65,504 are infinite in float16.
+    factor = Outer(scaled[0], Features(scaled[1]))
+    formed = _formed(Outer(scaled[0].double(), Features(scaled[1].double())))
+    norms = (formed**2).sum(2)
+    assert float(norms.max()) > 65_504
+    assert factor.squared_norms().dtype == torch.float32
+    torch.testing.assert_close(factor.squared_norms().double(), norms, rtol=0.02, atol=0)
+    for form in (factor, Direct(formed.to(dtype))):
+        total = torch.zeros(PROBES, BATCH, PROBES, BATCH)
+        form.add_tile(form, total)  # type: ignore[arg-type]
+        own = total.flatten(2).flatten(0, 1).diagonal().reshape(PROBES, BATCH).double()
+        torch.testing.assert_close(own, norms, rtol=0.02, atol=0)

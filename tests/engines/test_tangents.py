@@ -1,0 +1,57 @@
+"""Forward products sample by sample: exact with the parameters' own directions, unbiased with signs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ntkscope import NTK
+from ntkscope.engines.torch.samples.tangents import SampleTangents
+from zoo import BY_NAME, INDEPENDENT, Case, each, paper_gru
+
+# torch's forward mode does not see the padding; the others have no forward mode.
+NO_FORWARD = {"embedding-padding", "weight-norm-old", "weight-norm-new"}
+
+
+def _identity(tangents: SampleTangents, batch: int) -> Tensor:
+    everything = torch.eye(tangents.size, dtype=torch.float64)
+    return tangents.squared_norms(
+        tangents.size,
+        lambda probes, samples: everything[probes.start : probes.stop, None].expand(-1, len(samples), -1),
+    ).sum(0)
+
+
+@each([case for case in INDEPENDENT if case.name not in NO_FORWARD])
+def test_every_parameters_direction_gives_the_squared_norm(case: Case) -> None:
+    jacobian = case.shared()._sample_jacobian()
+    found = _identity(SampleTangents(jacobian, 1 << 30), jacobian.batch)
+    torch.testing.assert_close(found, jacobian.frobenius_squared(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp", "gru"])
+def test_signs_are_unbiased_and_their_spread_is_told(name: str) -> None:
+    case = BY_NAME[name]
+    found = [case.shared().trace("per-sample-forward", products=8, seed=seed) for seed in range(60)]
+    values = torch.tensor([estimate.value for estimate in found], dtype=torch.float64)
+    z = (values.mean() - case.dense().trace) / (values.std() / len(values) ** 0.5)
+    assert abs(float(z)) < 4
+    told = sum((estimate.stderr or 0.0) ** 2 for estimate in found) / len(found)
+    assert told**0.5 == pytest.approx(float(values.std()), rel=0.35)
+    assert found[0].cost.jvps == 8
+
+
+def test_the_numbers_do_not_depend_on_the_memory() -> None:
+    model, x = paper_gru()
+    options = {"outputs": lambda y: y[0], "batch_dim": 1}
+    values = [
+        NTK(model, x, memory_budget=budget, **options).trace("per-sample-forward", products=2).value
+        for budget in (1 << 30, 1 << 22)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(NO_FORWARD))
+def test_a_wrong_forward_mode_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"'per-sample-forward' does not apply: .*; use 'per-sample'"):
+        BY_NAME[name].shared().trace("per-sample-forward", products=2)

@@ -1,0 +1,77 @@
+import naive
+import numpy as np
+import pytest
+from spectra import kernel, spectrum
+
+from ntkscope import estimators
+from ntkscope.operators.probes import random_signs
+from ntkscope.runs.statistics import jackknife
+
+N = 60
+
+
+class Factored:
+    """K = J Jᵀ that offers J and Jᵀ."""
+
+    def __init__(self, jacobian):
+        self.jacobian = jacobian
+        self.shape = (len(jacobian), len(jacobian))
+        self.dtype = jacobian.dtype
+
+    def __matmul__(self, block):
+        return self.jacobian @ (self.jacobian.T @ block)
+
+    def _reverse_map(self):
+        return estimators.as_map(self.jacobian.T)
+
+    def _forward_map(self):
+        return estimators.as_map(self.jacobian)
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(0)
+    return Factored(rng.normal(size=(N, 20))), Factored(rng.normal(size=(N, 30)))
+
+
+def test_equals_the_means_over_pairs(pair):
+    signs = random_signs(N, 0, 15, seed=3).astype(float)
+    dense = [operator.jacobian @ operator.jacobian.T for operator in pair]
+    found = estimators.inner_product(*pair, "gram", products=30, seed=3)
+    assert found.value == pytest.approx(naive.gram(*dense, signs), rel=1e-12)
+    assert found.cost.products == 30
+    trace = estimators.trace(pair[0], "gram", products=15, seed=3)
+    assert trace.value == pytest.approx(naive.hutchinson(dense[0], signs), rel=1e-12)
+
+
+def test_error_is_nearly_the_jackknife(pair):
+    found = estimators.inner_product(*pair, "gram", products=24, seed=3)
+    signs = random_signs(N, 0, 12, seed=3).astype(float)
+    dense = [operator.jacobian @ operator.jacobian.T for operator in pair]
+    expected = jackknife(lambda rows: naive.gram(*dense, rows.T), signs.T)
+    # The jackknife, less at most the half of its square that it counts twice.
+    assert expected.stderr * 0.7 < found.stderr < expected.stderr
+
+
+def test_error_bars_match_the_spread(pair):
+    found = [estimators.frobenius_norm(pair[0], "gram", products=30, seed=s) for s in range(300)]
+    spread = np.std([estimate.value for estimate in found])
+    assert np.sqrt(np.mean([estimate.stderr**2 for estimate in found])) == pytest.approx(spread, rel=0.2)
+
+
+@pytest.mark.parametrize(("method", "exact_at"), [("rhutch", N), ("fhutch", 20)])
+def test_one_mode_alone(pair, method, exact_at):
+    J = pair[0].jacobian
+    factor = J.T if method == "rhutch" else J
+    signs = random_signs(factor.shape[1], 0, 10, seed=1).astype(float)
+    found = estimators.trace(pair[0], method, products=10, seed=1)
+    assert found.value == pytest.approx(np.mean(np.sum((factor @ signs) ** 2, axis=0)), rel=1e-12)
+    exact = estimators.trace(pair[0], method, products=exact_at)
+    assert exact.value == pytest.approx(np.sum(J**2), rel=1e-12)
+    assert (exact.stderr, exact.method, exact.cost.products) == (0, "exact", exact_at)
+
+
+@pytest.mark.parametrize("method", ["rhutch", "fhutch", "gram"])
+def test_an_operator_without_that_mode_is_refused(method):
+    with pytest.raises(TypeError, match=rf"{method}.*which ndarray does not offer; pass an NTK"):
+        estimators.trace(kernel(spectrum("slow", N)), method, products=10)

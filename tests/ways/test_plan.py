@@ -1,0 +1,160 @@
+"""Plans are arithmetic: they grow with the counts, and the cheapest way is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from ntkscope import NTK
+from ntkscope.ways.plan import Machine, Sizes, Way, exact_kernel_ways, plan, trace_ways
+from zoo import BY_NAME
+
+MACHINE = Machine(flops=1e10, elements=1e9, call=1e-6)
+SIZES = Sizes(
+    n=1000, p=5000, batch=100, outputs=10, operations=20, elements=20_000, flops=1_000_000, taps=100,
+    gradient_flops=5000.0, general=10, used=5000, pieces=1, kernels=1,
+)  # fmt: skip
+
+
+def _seconds(ways: list[Way]) -> dict[str, float]:
+    return {way.name: way.seconds for way in ways}
+
+
+@pytest.mark.parametrize("ways", [trace_ways, exact_kernel_ways], ids=["trace", "kernel"])
+@pytest.mark.parametrize(
+    "field", ["n", "p", "operations", "elements", "flops", "taps", "general", "gradient_flops"]
+)
+def test_no_count_makes_a_way_cheaper(ways: object, field: str) -> None:
+    more = dataclasses.replace(SIZES, **{field: getattr(SIZES, field) * 10})
+    before, after = _seconds(ways(SIZES, MACHINE, 0.01)), _seconds(ways(more, MACHINE, 0.01))  # type: ignore[operator]
+    assert before.keys() == after.keys()
+    assert all(after[name] >= before[name] for name in before)
+    assert any(after[name] > before[name] for name in before)
+
+
+def test_parameters_used_often_cost_the_forward_way_alone() -> None:
+    more = dataclasses.replace(SIZES, used=10 * SIZES.used)
+    before, after = _seconds(trace_ways(SIZES, MACHINE, 0.01)), _seconds(trace_ways(more, MACHINE, 0.01))
+    assert {name for name in before if after[name] != before[name]} == {"per-sample-forward"}
+
+
+@pytest.mark.parametrize("field", ["flops", "elements"])
+def test_a_faster_machine_is_faster(field: str) -> None:
+    faster = dataclasses.replace(MACHINE, **{field: getattr(MACHINE, field) * 10})
+    before, after = _seconds(trace_ways(SIZES, MACHINE, 0.01)), _seconds(trace_ways(SIZES, faster, 0.01))
+    assert all(after[name] < before[name] for name in before)
+
+
+def test_a_smaller_tolerance_costs_more_for_estimates_alone() -> None:
+    loose, tight = trace_ways(SIZES, MACHINE, 0.01), trace_ways(SIZES, MACHINE, 0.001)
+    for before, after in zip(loose, tight, strict=True):
+        assert after.name == before.name
+        assert (after.seconds > before.seconds) is not before.exact
+
+
+def test_measuring_more_kernels_costs_more() -> None:
+    two = dataclasses.replace(SIZES, kernels=2)
+    before, after = (
+        _seconds(exact_kernel_ways(SIZES, MACHINE, 0.01)),
+        _seconds(exact_kernel_ways(two, MACHINE, 0.01)),
+    )
+    assert all(after[name] > 1.9 * before[name] for name in before)
+
+
+def test_the_cheapest_way_that_can_be_taken_is_taken() -> None:
+    ways = [
+        Way("slow", "", 3.0, exact=True),
+        Way("quick", "", 1.0),
+        Way("impossible", "", 0.1, exact=True, why_not="the samples are coupled"),
+        Way("middle", "", 2.0, exact=True),
+    ]
+    assert plan("trace", ways).choice.name == "quick"
+    assert plan("trace", ways, exact_only=True).choice.name == "middle"
+    assert plan("trace", ways[:1]).reason == "it is the only way here"
+    text = str(plan("trace", ways))
+    assert text.splitlines()[0] == "trace: quick, because it is predicted 2 times faster than middle."
+    assert " → quick" in text
+    assert "not here: the samples are coupled" in text
+    assert text.index("quick ") < text.index("middle ") < text.index("slow ") < text.index("impossible ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2e-6, "2 µs"),
+        (0.0021, "2.1 ms"),
+        (0.25, "250 ms"),
+        (3.0, "3 s"),
+        (600.0, "10 min"),
+        (36000.0, "10 h"),
+    ],
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert f"about {text}" in str(plan("trace", [Way("one", "", seconds)]))
+
+
+def test_no_structure_rules_out_what_needs_it() -> None:
+    ways = {way.name: way for way in trace_ways(SIZES, MACHINE, 0.01, "coupled")}
+    assert {name for name, way in ways.items() if way.why_not} == {
+        "exact (per sample)",
+        "per-sample",
+        "per-sample-forward",
+    }
+    ways = {way.name: way for way in exact_kernel_ways(SIZES, MACHINE, 0.01, "coupled")}
+    assert ways["exact (tiles)"].why_not == "coupled"
+    assert not ways["exact (rows)"].why_not
+
+
+def test_the_gram_of_parameters_must_fit() -> None:
+    small, large = dataclasses.replace(SIZES, p=10), dataclasses.replace(SIZES, p=10**6)
+    possible = [
+        next(w for w in exact_kernel_ways(sizes, MACHINE, 0.01) if w.name == "exact (parameters)")
+        for sizes in (small, large)
+    ]
+    assert not possible[0].why_not
+    assert "do not fit the memory budget" in possible[1].why_not
+
+
+def test_few_parameters_or_few_states_change_the_choice() -> None:
+    coupled = dataclasses.replace(SIZES, batch=1, outputs=1000)
+    few_parameters = dataclasses.replace(coupled, p=5)
+    few_states = dataclasses.replace(coupled, n=5, outputs=5)
+    for sizes, name in ((few_parameters, "exact (p JVPs)"), (few_states, "exact (n VJPs)")):
+        assert plan("trace", trace_ways(sizes, MACHINE, 0.01, "coupled"), exact_only=True).choice.name == name
+
+
+def test_the_machine_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    machine = Machine.timed(torch.device("cpu"), torch.float32)
+    assert min(machine.flops, machine.elements, machine.call) > 0
+    assert Machine.timed(torch.device("cpu"), torch.float32) is machine
+    assert machine.seconds(machine.flops, machine.elements, 0) == pytest.approx(2)
+
+
+def test_explain_prints_the_plan_and_the_structure(capsys: pytest.CaptureFixture[str]) -> None:
+    BY_NAME["class-token"].shared().explain()
+    text = capsys.readouterr().out
+    assert "3 independent samples with 2 outputs each" in text
+    assert "token takes the general way: used by " in text
+    assert "trace: " in text
+    assert "exact (n VJPs)" in text
+    BY_NAME["gru"].shared().explain("measure", [BY_NAME["gru"].shared(1)])
+    text = capsys.readouterr().out
+    assert "the state comes in 5 pieces" in text
+    assert "exact (tiles)" in text
+    BY_NAME["coupled-by-the-caller"].shared().explain("alignment")
+    assert "not treated on their own: batch_dim=None says" in capsys.readouterr().out
+
+
+def test_a_plan_does_not_run_the_products() -> None:
+    ntk = BY_NAME["mlp"].ntk()
+    ntk.plan("measure", [BY_NAME["mlp"].shared(1)])
+    assert (ntk._jacobian.vjps, ntk._jacobian.jvps) == (0, 0)
+
+
+@pytest.mark.parametrize("metric", ["trace", "frobenius_norm", "effective_rank", "measure"])
+def test_a_tight_tolerance_makes_exact_the_fast_method(metric: str) -> None:
+    ntk = NTK(torch.nn.Linear(4, 2), torch.ones(50, 4))
+    assert ntk.plan(metric, rtol=1e-5).choice.exact
