@@ -324,14 +324,6 @@ def test_a_module_that_cannot_be_copied() -> None:
         NTK(Lock(3, 2), X)
 
 
-def test_scipy_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
-    with pytest.raises(ImportError, match=r"to_scipy\(\) needs SciPy; install it with: pip install scipy"):
-        _ntk().to_scipy()
-
-
 def test_a_model_that_fails_says_so_in_its_own_words() -> None:
     def fail(m: Any, x: Tensor) -> Tensor:
         raise RuntimeError("the user's own error")

@@ -129,7 +129,7 @@ def test_products_survive_running_out_of_memory(
     assert max(tries) > most
     assert tries[-1] <= most
     # Rows count once, however often they were tried.
-    assert (ntk._jacobian.vjps, ntk._jacobian.jvps) == (26, 26)
+    assert (ntk.engine.ledger.vjps, ntk.engine.ledger.jvps) == (26, 26)
 
 
 def test_products_of_a_model_that_never_fits_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,4 +143,4 @@ def test_running_out_of_memory_does_not_end_vectorization(monkeypatch: pytest.Mo
     ntk = BY_NAME["mlp"].ntk()
     _limited(ntk, monkeypatch, "_pull_block", 2)
     ntk.vjp(torch.ones(ntk.n, 8))
-    assert ntk._jacobian._vectorized
+    assert ntk.engine.jacobian._vectorized

@@ -55,9 +55,9 @@ torch.manual_seed(0)
 model, x = make(), torch.randn(shape)
 ntkscope.NTK(model, x[:2]).trace("exact")  # what torch loads at first use
 ntk = ntkscope.NTK(model, x, memory_budget=budget)
-traced, _ = peak(ntk._structure)
+traced, _ = peak(ntk.engine.samples)
 exact, trace = peak(lambda: ntk.trace("exact").value)
-unchunked, expected = peak(lambda: at_once(ntk._sample_jacobian()))
+unchunked, expected = peak(lambda: at_once(ntk.engine.samples().jacobian))
 print(json.dumps({"traced": traced, "exact": exact, "unchunked": unchunked,
                   "trace": trace, "expected": expected}))
 """

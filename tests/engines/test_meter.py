@@ -64,7 +64,7 @@ def test_nothing_outside_is_counted() -> None:
 
 def test_a_kernel_knows_the_size_of_its_forward_pass() -> None:
     ntk = NTK(nn.Linear(20, 30), torch.ones(10, 20))
-    assert ntk._function.forward_size.flops == 2 * 10 * 20 * 30
+    assert ntk.engine.function.forward_size.flops == 2 * 10 * 20 * 30
 
 
 @pytest.mark.parametrize(

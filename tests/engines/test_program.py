@@ -24,7 +24,7 @@ def _random(*shape: int) -> Tensor:
 
 
 def _structure(name: str) -> SampleJacobian:
-    return BY_NAME[name].shared()._sample_jacobian()
+    return BY_NAME[name].shared().engine.samples().jacobian
 
 
 def _programmed(structure: SampleJacobian) -> program.Program:
@@ -89,9 +89,9 @@ def _same(found: list[Factor], expected: list[Factor]) -> None:
         torch.testing.assert_close(one.squared_norms(), other.squared_norms(), rtol=1e-9, atol=1e-12)
 
 
-@each([case for case in INDEPENDENT if case.shared()._sample_jacobian()._program is not None])
+@each([case for case in INDEPENDENT if case.shared().engine.samples().jacobian._program is not None])
 def test_program_and_autograd_agree(case: Case) -> None:
-    structure = case.shared()._sample_jacobian()
+    structure = case.shared().engine.samples().jacobian
     ours, theirs = _both(structure)
     for probes in (1, 3):
         z = _random(probes, *ours.state.shape)
@@ -166,7 +166,7 @@ def test_operations_between_layers(operation: Callable[[Tensor], Tensor]) -> Non
         model = Function(run, first=nn.Linear(5, 24), last=nn.Linear(width, 3)).double()
     x = _random(3, 5)
     ntk, expected = NTK(model, x), dense(model, x)
-    structure = ntk._sample_jacobian()
+    structure = ntk.engine.samples().jacobian
     assert structure._program is not None
     torch.testing.assert_close(ntk.to_dense(), expected.kernel, rtol=1e-9, atol=1e-12)
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
@@ -180,7 +180,7 @@ def test_operations_as_the_state(operation: Callable[[Tensor], Tensor]) -> None:
     model = Function(lambda m, x: operation(m.first(x).unflatten(1, (4, 6))), first=nn.Linear(5, 24)).double()
     x = _random(2, 5)
     ntk, expected = NTK(model, x), dense(model, x)
-    assert ntk._sample_jacobian()._program is not None
+    assert ntk.engine.samples().jacobian._program is not None
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
     torch.testing.assert_close(ntk.to_dense(), expected.kernel, rtol=1e-9, atol=1e-12)
 
@@ -209,7 +209,7 @@ def test_recurrences_on_recurrences(model: nn.Module) -> None:
     model, x = model.double(), _random(3, 4, 3)
     outputs = (lambda y: y[0]) if isinstance(model, nn.Sequential) else None
     ntk, expected = NTK(model, x, outputs=outputs), dense(model, x, outputs)
-    assert ntk._sample_jacobian()._program is not None
+    assert ntk.engine.samples().jacobian._program is not None
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
     torch.testing.assert_close(ntk.to_dense(), expected.kernel, rtol=1e-9, atol=1e-12)
 
@@ -228,7 +228,7 @@ def test_a_program_that_disagrees_with_the_model_is_left_for_autograd(
 
     monkeypatch.setattr(cones.Alike, "slopes", wrong)
     ntk, expected = BY_NAME["mlp"].ntk(), BY_NAME["mlp"].dense()
-    assert ntk._sample_jacobian()._program is None
+    assert ntk.engine.samples().jacobian._program is None
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
 
 
@@ -238,5 +238,5 @@ def test_a_program_that_fails_is_left_for_autograd(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(cones.Alike, "slopes", fails)
     ntk, expected = BY_NAME["gru"].ntk(), BY_NAME["gru"].dense()
-    assert ntk._sample_jacobian()._program is None
+    assert ntk.engine.samples().jacobian._program is None
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inside import refusal
 from ntkscope import NTK
 from ntkscope.engines.torch.gradients.factors import Direct, Features, Outer
 from ntkscope.engines.torch.rules import base as rules
@@ -30,7 +31,7 @@ def _random(*shape: int) -> Tensor:
 def _agree(model: nn.Module, inputs: Any, general: set[str] = frozenset(), **options: Any) -> NTK:  # type: ignore[assignment]
     """Checks a model's exact numbers and the parameters that no rule takes."""
     ntk, expected = NTK(model, inputs, **options), dense(model, inputs)
-    structure = ntk._sample_jacobian()
+    structure = ntk.engine.samples().jacobian
     assert set(structure.graph.general) == general
     rows = expected.jacobian[structure.axes.state_index()]
     torch.testing.assert_close(structure.frobenius_squared(), (rows**2).sum((1, 2)), rtol=1e-9, atol=0)
@@ -244,15 +245,15 @@ def test_uses_without_a_rule_are_right_and_named(
     build: Callable[[], nn.Module], inputs: Callable[[], Tensor], reason: str
 ) -> None:
     ntk = _agree(build().double(), inputs(), {"weight"})
-    assert ntk._sample_jacobian().graph.why_general == {"weight": reason}
-    assert f"weight takes the general way: {reason}" in ntk._sample_jacobian().describe()
+    assert ntk.engine.samples().jacobian.graph.why_general == {"weight": reason}
+    assert f"weight takes the general way: {reason}" in ntk.engine.samples().jacobian.describe()
 
 
 def test_embeddings_that_divide_by_counts_are_not_taken_apart() -> None:
     index = torch.tensor([[0, 1, 1], [1, 1, 3]])
     ntk = NTK(nn.Embedding(4, 2, scale_grad_by_freq=True).double(), index)
-    structure, reason = ntk._structure()
-    assert structure is None
+    reason = refusal(ntk)
+    assert reason
     assert "do not add up to the gradient of the batch" in reason
 
 
@@ -293,7 +294,7 @@ def _scale_rule(factor: float = 1.0, **options: Any) -> Rule:
 
 def test_an_operation_of_ones_own_takes_the_general_way(operation: Any) -> None:
     ntk = _agree(_model(), _random(4, 3), {"weight"})
-    reason = ntk._sample_jacobian().graph.why_general["weight"]
+    reason = ntk.engine.samples().jacobian.graph.why_general["weight"]
     assert reason == "used by scale, which has no rule"
 
 
@@ -302,13 +303,13 @@ def test_a_rule_of_ones_own_is_used(operation: Any) -> None:
     add_rule(operation, rule)
     assert find_rule(operation) is rule
     ntk = _agree(_model(), _random(4, 3))
-    assert any(use.rule is rule for use in ntk._sample_jacobian().graph.uses)
+    assert any(use.rule is rule for use in ntk.engine.samples().jacobian.graph.uses)
 
 
 def test_a_rule_may_hold_for_some_arguments_alone(operation: Any) -> None:
     add_rule(operation, _scale_rule(applies=lambda arguments: arguments["w"].shape[0] == 5))
     ntk = _agree(_model(), _random(4, 3), {"weight"})
-    reason = ntk._sample_jacobian().graph.why_general["weight"]
+    reason = ntk.engine.samples().jacobian.graph.why_general["weight"]
     assert reason == "used by scale in a way that its rule does not cover"
 
 
@@ -331,8 +332,8 @@ def test_a_wrong_rule_is_detected_and_the_numbers_stay_right(operation: Any, wro
     add_rule(operation, wrong)
     model, x = _model(), _random(4, 3)
     ntk, expected = NTK(model, x), dense(model, x)
-    structure, reason = ntk._structure()
-    assert structure is None
+    reason = refusal(ntk)
+    assert reason
     assert "a rule of add_rule is wrong" in reason
     trace = ntk.trace("exact")
     assert trace.method in ("exact (n VJPs)", "exact (p JVPs)")
@@ -347,7 +348,7 @@ def test_a_rule_that_fails_is_named_and_the_numbers_stay_right(operation: Any) -
     add_rule(operation, Rule(("w",), ("x",), fail))
     model, x = _model(), _random(4, 3)
     ntk = NTK(model, x)
-    assert "the rule's own error" in ntk._structure()[1]
+    assert "the rule's own error" in refusal(ntk)
     assert ntk.trace("exact").value == pytest.approx(dense(model, x).trace, rel=1e-9)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from inside import moments_by
 from ntkscope import NTK
-from ntkscope import measure as routes
 from ntkscope.engines.torch.gradients.factors import Direct, Features, Outer
 from ntkscope.engines.torch.samples.tiles import (
     Block,
@@ -33,8 +33,8 @@ def _source(case: Case, parts: int, whole: bool = False, seed: int = 0) -> Block
     ntk = case.shared(seed)
     rows = -(-ntk.n // parts)
     if whole:
-        return WholeRows(ntk._jacobian, rows)
-    return SampleRows(ntk._sample_jacobian()).with_rows(rows)
+        return WholeRows(ntk.engine.jacobian, rows)
+    return SampleRows(ntk.engine.samples().jacobian).with_rows(rows)
 
 
 class Counted:
@@ -116,8 +116,10 @@ def test_kernels_of_models_that_take_other_blocks() -> None:
         linear = nn.Sequential(nn.Flatten(), nn.Linear(25, 10)).double()
         convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, 10)).double()
     first, second = NTK(linear, x), NTK(convolution, x)
-    assert len(SampleRows(first._sample_jacobian())) != len(SampleRows(second._sample_jacobian()))
-    moments = routes.exact_moments([first, second], "exact (tiles)")
+    assert len(SampleRows(first.engine.samples().jacobian)) != len(
+        SampleRows(second.engine.samples().jacobian)
+    )
+    moments = moments_by("exact (tiles)", [first, second])
     kernels = torch.stack([first.to_dense(), second.to_dense()])
     expected = torch.einsum("aij,bij->ab", kernels, kernels)
     torch.testing.assert_close(torch.from_numpy(moments.inner), expected, rtol=1e-9, atol=0)
@@ -142,7 +144,7 @@ def test_a_state_that_no_parameter_reaches_has_rows_of_zeros() -> None:
             return self.model(x).detach()
 
     ntk = NTK(Detached(), torch.ones(4, 3, dtype=torch.float64))
-    source = SampleRows(ntk._sample_jacobian(), rows=3)
+    source = SampleRows(ntk.engine.samples().jacobian, rows=3)
     traces, inner = kernel_inner_products([source])
     assert (traces[0], inner[0, 0]) == (0, 0)
     assert torch.equal(dense_kernel(source, 8), torch.zeros(8, 8, dtype=torch.float64))
@@ -153,7 +155,7 @@ def test_a_state_that_no_parameter_reaches_has_rows_of_zeros() -> None:
 def test_half_precision_does_not_overflow_in_tiles(dtype: torch.dtype, way: str) -> None:
     x = 20 * torch.ones(6, 784)
     ntk = NTK(nn.Linear(784, 2).to(dtype), x.to(dtype))
-    moments = routes.exact_moments([ntk], way)
+    moments = moments_by(way, [ntk])
     # K = (‖x‖² + 1) for equal outputs of any two samples.
     entry = 784 * 400 + 1
     assert moments.traces[0] == pytest.approx(12 * entry, rel=0.01)

@@ -19,6 +19,7 @@ from ntkscope.engines.torch.reverse.written.program import Program
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes, StructureError
 from ntkscope.engines.torch.samples.linearization import Group, Linearization, groups_of, runs_of
 from ntkscope.engines.torch.state import StateFunction
+from ntkscope.operators.ledger import Ledger
 
 __all__ = ["SampleJacobian"]
 
@@ -30,6 +31,7 @@ class SampleJacobian:
         function: The state as a function of the parameters.
         batch_dim: Which axis of the inputs holds the samples.
         budget: Bytes that one step may take.
+        ledger: Where products are entered.
 
     Raises:
         StructureError: If the samples are coupled, or the model cannot be traced.
@@ -38,23 +40,28 @@ class SampleJacobian:
         batch: B, the number of samples.
         outputs: s, the size of one sample's state.
         graph: The traced state of one sample.
-        vjps: Reverse products of the batch run so far; parts of it count in parts.
-        jvps: Forward products of the batch run so far.
+        ledger: Where products are entered; those of a part of the batch count in part.
     """
 
-    def __init__(self, function: StateFunction, batch_dim: BatchDim, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(
+        self,
+        function: StateFunction,
+        batch_dim: BatchDim,
+        budget: int = DEFAULT_BUDGET,
+        *,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.function = function
         self.axes = SampleAxes.find(function, batch_dim)
         self.batch = self.axes.batch
         self.outputs = math.prod(self.axes.state_shape)
-        self._budget = budget
+        self.budget = budget
         self.graph = self._trace()
         self.groups = groups_of(self.graph)
         self._program = Program.of(self.graph, runs_of(self.groups))
         self._whole: Linearization | None = None
         self._check()
-        self.vjps = 0.0
-        self.jvps = 0.0
+        self.ledger = Ledger() if ledger is None else ledger
 
     def _trace(self) -> Graph:
         function = self.function
@@ -87,7 +94,7 @@ class SampleJacobian:
             reverse = ProgramReverse(self, self._program, samples)
         return Linearization(self.graph, self.groups, reverse)
 
-    def at(self, function: StateFunction) -> SampleJacobian:
+    def at(self, function: StateFunction, ledger: Ledger) -> SampleJacobian:
         """The same graph at other parameters of the same model, checked as if it were new.
 
         Raises:
@@ -97,7 +104,7 @@ class SampleJacobian:
             raise StructureError("the model's frozen parameters or buffers are others")
         twin = copy.copy(self)
         twin.function, twin._whole = function, None
-        twin.vjps = twin.jvps = 0.0
+        twin.ledger = ledger
         twin._check()
         return twin
 
@@ -108,17 +115,17 @@ class SampleJacobian:
         item = self.function.state.element_size()
         sample = item * (3 * self.function.forward_size.elements / self.batch + self._largest_features())
         pair = item * self._pair_elements()
-        soft = min(self._budget, _quick_bytes(self.function.forward_size.operations))
+        soft = min(self.budget, _quick_bytes(self.function.forward_size.operations))
         if self.batch * (sample + min(probes, _FEW_PROBES) * pair) <= soft:
             # The whole batch runs forward once and is kept; its parts would, each time.
             samples = self.batch
         else:
             samples = int(soft // (sample + min(probes, 64) * pair))
         if samples < 1:
-            samples = int(self._budget // (sample + pair) > 0)
+            samples = int(self.budget // (sample + pair) > 0)
         samples = max(1, min(self.batch, samples))
         room = max(1, int((soft - samples * sample) // (samples * pair)))
-        most = max(1, int((self._budget - samples * sample) // (samples * pair)))
+        most = max(1, int((self.budget - samples * sample) // (samples * pair)))
         piece = max((len(piece.entries) for piece in self.graph.pieces), default=1)
         # A piece of the state that nearly fits is better not cut.
         return samples, min(piece, most) if room < piece <= 2 * room else room
@@ -202,7 +209,7 @@ class SampleJacobian:
                 rows = slice(start, min(start + probes, z.shape[0]))
                 for factor in linear.pull(blocks[rows, part.start : part.stop]):
                     out[rows, part.start : part.stop] += factor.squared_norms()
-        self.vjps += z.shape[0]
+        self.ledger.add(vjps=z.shape[0])
         return out
 
     def frobenius_squared(self, report: Callable[[int, int], None] | None = None) -> Tensor:
@@ -226,7 +233,7 @@ class SampleJacobian:
                 done += sum(len(entries) for _, entries in job) * len(part)
                 if report is not None:
                     report(done, self.outputs * self.batch)
-        self.vjps += self.outputs
+        self.ledger.add(vjps=self.outputs)
         return out
 
     def _within_memory(self, work: Callable[[], Tensor]) -> Tensor:
@@ -244,7 +251,7 @@ class SampleJacobian:
                     ) from error
             # Outside the handler, so that the failed attempt's tensors are freed first.
             self._whole = None
-            self._budget = min(self._budget, _quick_bytes(self.function.forward_size.operations)) // 2
+            self.budget = min(self.budget, _quick_bytes(self.function.forward_size.operations)) // 2
 
     # What tracing cannot know: the structure is used only if values and gradients agree with the model's.
 

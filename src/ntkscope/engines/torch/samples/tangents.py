@@ -23,13 +23,12 @@ class SampleTangents:
 
     Args:
         jacobian: The samples and their graph.
-        budget: Bytes that one step may take.
 
     Raises:
         StructureError: If an operation has no forward mode, or one that is wrong.
     """
 
-    def __init__(self, jacobian: SampleJacobian, budget: int) -> None:
+    def __init__(self, jacobian: SampleJacobian) -> None:
         self._jacobian = jacobian
         function, graph = jacobian.function, jacobian.graph
         load_forward_mode()
@@ -40,8 +39,8 @@ class SampleTangents:
         forward = function.forward_size.elements / jacobian.batch
         each = function.state.element_size() * (2 * self.size + 3 * forward)
         # As many samples with one probe each as fit; as many probes of all samples where those do.
-        self._samples = max(1, min(jacobian.batch, int(budget // each)))
-        self._probes = max(1, int(budget // (each * self._samples)))
+        self._samples = max(1, min(jacobian.batch, int(jacobian.budget // each)))
+        self._probes = max(1, int(jacobian.budget // (each * self._samples)))
         self._check()
 
     def squared_norms(self, count: int, directions: Callable[[range, range], Tensor]) -> Tensor:

@@ -118,7 +118,7 @@ class SampleRows:
             # A state that no parameter reaches.
             factors = [Direct(linear.state.new_zeros(len(outputs), len(samples), 1))]
         index = self._index[samples.start : samples.stop, outputs.start : outputs.stop].T
-        jacobian.vjps += len(outputs) * len(samples) / jacobian.batch
+        jacobian.ledger.add(vjps=len(outputs) * len(samples) / jacobian.batch)
         return Block(index, factors)
 
 
