@@ -24,7 +24,6 @@ from benchmarks.kernels import STATES, pair
 from benchmarks.timing import machine
 from ntkscope import estimators
 from ntkscope.operators.probes import random_signs
-from ntkscope.runs import drive as driver
 from ntkscope.runs import nystrom, residuals
 from ntkscope.runs.gram import GramRun
 from ntkscope.runs.group import ProductMap
@@ -136,20 +135,6 @@ def truth(metric, A, B=None):
         return np.trace(A) ** 2 / np.linalg.norm(A) ** 2
     product = np.sum(A * B)
     return product if metric == "inner_product" else product / np.linalg.norm(A) / np.linalg.norm(B)
-
-
-def quantiles():
-    """The intervals ask for many quantiles of Student's t: remember them at rounded arguments."""
-    from ntkscope import results as estimate
-
-    original = estimate.student_t_quantile
-    table = functools.lru_cache(maxsize=None)(original)
-
-    def rounded(probability, freedom):
-        return table(probability, freedom if freedom > 1e5 else float(f"{freedom:.2g}"))
-
-    estimate.student_t_quantile = rounded
-    driver.student_t_quantile = rounded
 
 
 # Runs: each takes (kernels, seed) to a run, and says how its result becomes estimates by metric.
@@ -348,7 +333,6 @@ def main():
     parser.add_argument("--rtol", action="store_true", help="measure runs to rtol=0.01 instead")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    quantiles()
     warnings.simplefilter("error")
     for name in options.kernels:
         kernels = kernel_pair(name, options.size)

@@ -136,10 +136,8 @@ def _measure_exactly(
 
     def one(a: int, others: Sequence[int]) -> Measurement:
         return Measurement(
-            metric("trace", a),
-            metric("frobenius_norm", a),
-            metric("effective_rank", a),
-            [metric("alignment", a, b) for b in others],
+            {name: metric(name, a) for name in ("trace", "frobenius_norm", "effective_rank")},
+            {"alignment": [metric("alignment", a, b) for b in others]},
             cost,
         )
 

@@ -17,7 +17,7 @@ from ntkscope.engines.torch.samples.axes import BatchDim, StructureError
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel
-from ntkscope.results import Estimate, Measurement, Measurements
+from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.ways.plan import Plan
 
 __all__ = ["NTK", "measure_all"]
@@ -157,6 +157,16 @@ class NTK:
     def device(self) -> torch.device:
         """Where the state lives."""
         return self._function.device
+
+    @property
+    def cost(self) -> Cost:
+        """The VJPs and JVPs that this kernel has run since it was made, whatever they were for.
+
+        Its ``products`` and ``seconds`` are 0: an NTK product is a VJP and a JVP, and nobody looks
+        at a clock. Subtract the cost before from that after to see what some calls have spent.
+        """
+        vjps, jvps = self._sample_products()
+        return Cost(vjps=self._jacobian.vjps + round(vjps), jvps=self._jacobian.jvps + round(jvps))
 
     def __repr__(self) -> str:
         state = "×".join(map(str, self.output_shape)) or "scalar"

@@ -143,7 +143,7 @@ def _with_trace(request: Request, run: Run[Any], meter: Meter) -> Run[Any]:
         )
         if isinstance(found, Estimate):
             return rank
-        return dataclasses.replace(found, trace=trace, effective_rank=rank, cost=cost)
+        return found.with_estimates({"trace": trace, "effective_rank": rank}, cost)
 
     return GroupRun([source, run], [0 if isinstance(source, Fixed) else 1, 3], finish)
 
@@ -216,10 +216,8 @@ def _finish(request: Request, method: str, meter: Callable[[], Cost]) -> Callabl
 
     def measurement(moments: Moments, a: int, others: Sequence[int]) -> Measurement:
         return Measurement(
-            metric(moments, "trace", a),
-            metric(moments, "frobenius_norm", a),
-            metric(moments, "effective_rank", a),
-            [metric(moments, "alignment", a, b) for b in others],
+            {name: metric(moments, name, a) for name in ("trace", "frobenius_norm", "effective_rank")},
+            {"alignment": [metric(moments, "alignment", a, b) for b in others]},
             meter(),
         )
 
@@ -301,9 +299,7 @@ def _paper_metrics(request: Request, known: dict[tuple[int, ...], Estimate], cos
         return simple[request.metric]()
     count = max(kernels[-1] for kernels in known) + 1
     return Measurement(
-        simple["trace"](),
-        simple["frobenius_norm"](),
-        simple["effective_rank"](),
-        [alignment(b) for b in range(1, count)],
+        {name: simple[name]() for name in ("trace", "frobenius_norm", "effective_rank")},
+        {"alignment": [alignment(b) for b in range(1, count)]},
         cost,
     )

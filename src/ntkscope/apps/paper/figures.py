@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ntkscope import report
 from ntkscope.apps.paper.analysis import (
     Array,
     baseline_seconds,
@@ -16,9 +17,9 @@ from ntkscope.apps.paper.analysis import (
     spread,
 )
 from ntkscope.apps.paper.comparison import OURS_TRACE
-from ntkscope.apps.paper.experiments import METHOD_NAMES, PAPER_METHODS
+from ntkscope.apps.paper.experiments import KERNEL_METRICS, METHOD_NAMES, PAPER_METHODS
 from ntkscope.apps.paper.store import Results
-from ntkscope.apps.paper.words import count
+from ntkscope.apps.paper.words import TITLES, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,14 +52,7 @@ _MARKERS = {
     "nystrom": "v",
 }
 _INK, _SOFT = "#333333", "#666666"
-_OURS_TRACE = ("per-sample", "exact", "tolerance")
-_TITLES = {"mlp": "MLP", "gru": "GRU"}
 _SHOWN = (1e-2, 1e-3, 1e-4, 1e-5)
-_METRICS = {
-    "frobenius_norm": "Frobenius norm ‖K‖",
-    "alignment": "alignment cos(K, K′)",
-    "effective_rank": "effective rank",
-}
 
 
 # Figure 1: speed-up against accuracy.
@@ -71,7 +65,7 @@ def speedup_figure(results: Results) -> Figure:
     for axis, experiment, letter in zip(panels, ("mlp", "gru"), "AB", strict=True):
         _speedup_panel(axis, results, experiment)
         n, p = int(results.fact(experiment, "n")), int(results.fact(experiment, "p"))
-        _title(axis, letter, f"{_TITLES[experiment]}: n = {n:,}, p = {p:,}")
+        _title(axis, letter, f"{TITLES[experiment]}: n = {n:,}, p = {p:,}")
         axis.set_ylabel("speed-up over n NTK products")
     _finish(figure, panels, results, "Trace of K: speed-up against accuracy", ("mlp", "gru"), 2)
     return figure
@@ -156,14 +150,14 @@ def _trace_figure(experiment: str) -> Callable[[Results], Figure]:
         panels = figure.subplots(1, 3)
         _estimates(panels[0], results, experiment)
         for axis in panels[1:]:
-            _errors(axis, results, experiment, "trace", (*PAPER_METHODS, *_OURS_TRACE))
+            _errors(axis, results, experiment, "trace", (*PAPER_METHODS, *OURS_TRACE, "tolerance"))
         _whole_range(panels[1], results, experiment)
         _low_part(panels[2], results, experiment)
         for axis, letter, title in zip(
             panels, "ABC", ("estimate of tr K", "error against runtime", "its low-runtime part"), strict=True
         ):
             _title(axis, letter, title)
-        name = _TITLES[experiment]
+        name = TITLES[experiment]
         _finish(figure, panels, results, f"Estimating the trace of the {name}'s kernel", (experiment,), 4)
         return figure
 
@@ -229,7 +223,7 @@ def kernels_figure(results: Results) -> Figure:
 
     figure = _figure(13.4, 5.2)
     panels = figure.subplots(1, 3)
-    for axis, (metric, title), letter in zip(panels, _METRICS.items(), "ABC", strict=True):
+    for axis, metric, letter in zip(panels, KERNEL_METRICS, "ABC", strict=True):
         exact = baseline_seconds(results, "mnist", metric)
         for method in ("hutch++", "sketch", "nystrom", "exact"):
             curve = results.curve("mnist", method, metric)
@@ -240,7 +234,7 @@ def kernels_figure(results: Results) -> Figure:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(_percent)
         axis.xaxis.set_minor_formatter(NullFormatter())
-        _title(axis, letter, title)
+        _title(axis, letter, f"{report.TITLES[metric]} {report.SYMBOLS[metric]}")
     n = int(results.fact("mnist", "n"))
     title = f"Norm, alignment and effective rank of the MNIST MLP's kernels, n = {n:,}"
     _finish(figure, panels, results, title, ("mnist",), 4)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ntkscope.files import write_whole
+from ntkscope.files import check_writable, make_folder, write_text
 
 __all__ = ["Results", "Row", "Store", "describe_machine"]
 
@@ -183,7 +183,8 @@ class Store:
         Raises:
             ValueError: If the folder holds measurements with other settings, or cannot be written.
         """
-        self._make_folder()
+        make_folder(self.folder)
+        check_writable(self._path)
         settings_path = self.folder / _SETTINGS
         if not settings_path.exists():
             if self._path.exists():
@@ -192,7 +193,7 @@ class Store:
                     "name another folder by --out"
                 )
             text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            write_whole(settings_path, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(settings_path, text)
         results = self.read()
         self._refuse_others(results.settings, settings)
         if not self._path.exists():
@@ -244,14 +245,6 @@ class Store:
                 file.truncate(whole)
         if whole == 0:
             self._append(_HEADER)
-
-    def _make_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"cannot write to {self.folder}: it is not a folder")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot make the folder {self.folder}: {error.strerror}") from error
 
     def _refuse_others(self, there: dict[str, Any], wanted: dict[str, Any]) -> None:
         old, new = there.get("fixed", {}), wanted["fixed"]
