@@ -26,7 +26,8 @@ def check_writable(path: Path, suffixes: tuple[str, ...] = ()) -> None:
         raise ValueError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
     if _is_special(path):
         return
-    folder = _target(path).parent
+    # As it was named, unless a link leads elsewhere.
+    folder = (_target(path) if path.is_symlink() else path).parent
     if not folder.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {folder}")
     try:

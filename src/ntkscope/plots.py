@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
-__all__ = ["COLORS", "kernel_maps", "metric_panels", "report_figure", "save_figure"]
+__all__ = [
+    "COLORS",
+    "kernel_maps",
+    "metric_panels",
+    "report_figure",
+    "save_figure",
+    "short_number",
+    "single_subtitle",
+    "value_label",
+]
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -21,9 +21,7 @@ NORM = Estimate(3.0, math.inf, "sketch", "frobenius_norm")
 
 def _measurement(others: int = 2) -> Measurement:
     cosines = [Estimate(0.5 + index / 10, 0.01, quantity="alignment") for index in range(others)]
-    return Measurement(
-        {"trace": TRACE, "frobenius_norm": NORM}, {"alignment": cosines}, Cost(7, seconds=1.0)
-    )
+    return Measurement({"trace": TRACE, "frobenius_norm": NORM}, {"alignment": cosines}, Cost(7, seconds=1.0))
 
 
 def test_it_is_a_mapping_of_names() -> None:

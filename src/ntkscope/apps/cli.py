@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +10,10 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 import ntkscope
 from ntkscope.apps import options as opt
-from ntkscope.apps.loading import plain_text
+from ntkscope.apps.failures import INTERRUPTED, OneLineErrors
 from ntkscope.apps.subject import Subject, describe
 from ntkscope.files import check_distinct, check_writable, write_text
 from ntkscope.report import (
@@ -31,45 +29,8 @@ from ntkscope.report import (
 
 __all__ = ["app", "main"]
 
-_FAILED, _INTERRUPTED = 2, 130
-
-
-class _OneLineErrors(TyperGroup):
-    """Every error is one line on stderr and exit code 2; ``--debug`` adds the traceback."""
-
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        words = sys.argv[1:] if args is None else list(args)
-        extra["standalone_mode"] = False
-        try:
-            code = super().main(words, *rest, **extra)
-        except (KeyboardInterrupt, typer.Abort):
-            code = _INTERRUPTED
-        except Exception as error:
-            if "--debug" in words:
-                traceback.print_exc()
-            code = _FAILED
-            _complain(_message(error))
-        if code == _INTERRUPTED:
-            _complain("interrupted")
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _message(error: Exception) -> str:
-    """One line; the name of the error only where it is not one of ours."""
-    if hasattr(error, "format_message"):  # of the command line itself
-        return f"{error.format_message()} (see --help)"
-    text = plain_text(error)
-    if isinstance(error, (ValueError, TypeError, ImportError)) and text:
-        return text
-    return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"
-
-
-def _complain(text: str) -> None:
-    print(f"ntkscope: {text}", file=sys.stderr)
-
-
 app = typer.Typer(
-    cls=_OneLineErrors,
+    cls=OneLineErrors,
     help="Measure the Neural Tangent Kernel of real networks, with error bars.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -159,7 +120,7 @@ def _deliver(
         title = " and ".join(kernel.name for kernel in report.kernels)
         save_figure(report_figure(report, title, single_subtitle(report.kernels[0])), plot)
     if report.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()

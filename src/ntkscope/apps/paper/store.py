@@ -7,21 +7,18 @@ import io
 import json
 import math
 import os
-import platform
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ntkscope.files import check_writable, make_folder, write_text
 
-__all__ = ["Results", "Row", "Store", "describe_machine"]
+__all__ = ["Results", "Row", "Store"]
 
 _MEASUREMENTS = "measurements.csv"
 _SETTINGS = "settings.json"
@@ -292,27 +289,3 @@ def _parse(record: dict[str, str], path: Path) -> Row:
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} holds a line that is no measurement ({error}): {record}") from error
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads and versions."""
-    machine: dict[str, Any] = {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": version("numpy"),
-        "ntkscope": version("ntkscope"),
-    }
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
-    return machine
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return next(line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
