@@ -26,8 +26,7 @@ from ntkscope import estimators
 from ntkscope.metrics import METRICS, evaluate, kernels_of, moments_of
 from ntkscope.operators.composed import ProductMap, as_map
 from ntkscope.operators.probes import random_signs
-from ntkscope.progress import Listener
-from ntkscope.runs import drive as driver
+from ntkscope.progress import ProgressListener
 from ntkscope.runs import nystrom, residuals
 from ntkscope.runs.gram import GramRun
 from ntkscope.runs.group import MappedRun
@@ -142,20 +141,6 @@ def truth(metric, A, B=None):
     return product if metric == "inner_product" else product / np.linalg.norm(A) / np.linalg.norm(B)
 
 
-def quantiles():
-    """The intervals ask for many quantiles of Student's t: remember them at rounded arguments."""
-    from ntkscope import results as estimate
-
-    original = estimate.student_t_quantile
-    table = functools.lru_cache(maxsize=None)(original)
-
-    def rounded(probability, freedom):
-        return table(probability, freedom if freedom > 1e5 else float(f"{freedom:.2g}"))
-
-    estimate.student_t_quantile = rounded
-    driver.student_t_quantile = rounded
-
-
 # Runs: each takes (kernels, seed) to a run, and says how its result becomes estimates by metric.
 
 
@@ -184,7 +169,7 @@ def _hutchpp(metric):
         count = kernels_of(metric)
         wanted = [(metric, tuple(range(count)))]
         problem = Problem(tuple(kernels[:count]), moments_of(wanted), 0.01)
-        run = HutchPlusPlus().start(problem, seed, Listener()).run
+        run = HutchPlusPlus().start(problem, seed, ProgressListener()).run
         finish = lambda moments: evaluate(moments, *wanted[0], method="hutch++", cost=None, seed=seed)  # noqa: E731
         return _Named(MappedRun(run, finish), [metric]), count
 
@@ -289,7 +274,7 @@ def _start(metric, operators, method, seed):
     wanted = [(metric, tuple(range(len(operators))))]
     problem = Problem(tuple(operators), moments_of(wanted), 0.01)
     way = next(iter(ways_of(metric, problem, method, Options())))
-    run = way.start(problem, seed, Listener()).run
+    run = way.start(problem, seed, ProgressListener()).run
     return MappedRun(
         run, lambda moments: evaluate(moments, *wanted[0], method=way.name, cost=None, seed=seed)
     )
@@ -365,7 +350,6 @@ def main():
     parser.add_argument("--rtol", action="store_true", help="measure runs to rtol=0.01 instead")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    quantiles()
     warnings.simplefilter("error")
     for name in options.kernels:
         kernels = kernel_pair(name, options.size)

@@ -8,7 +8,7 @@ from typing import Any
 from ntkscope import NTK
 from ntkscope.engines.base import Refusal
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
-from ntkscope.progress import Listener
+from ntkscope.progress import ProgressListener
 from ntkscope.ways.base import Problem
 from ntkscope.ways.table import WAYS
 
@@ -33,6 +33,6 @@ def moments_by(name: str, kernels: Sequence[NTK]) -> Any:
     pairs = tuple((a, b) for a in range(count) for b in range(a, count))
     problem = Problem(tuple(kernels), (*((a,) for a in range(count)), *pairs), 0.01)
     way = next(way for way in WAYS if way.name == name)
-    run = way.start(problem, 0, Listener()).run
+    run = way.start(problem, 0, ProgressListener()).run
     run.grow(run.minimum)
     return run.result()

@@ -17,8 +17,7 @@ ROOT = Path(ntkscope.__file__).parent
 # The house from the ground up: a room may import the rooms before it, and itself. Rooms of one
 # line know nothing of each other.
 LAYERS: list[set[str]] = [
-    {"student"},
-    {"results"},
+    {"errors", "results"},
     {"settings", "files"},
     {"operators", "progress"},
     {"runs"},
@@ -34,7 +33,7 @@ LAYERS: list[set[str]] = [
 ]
 
 #: Rooms that know no framework: the linear algebra, and what is above the engines.
-NO_TORCH = {"results", "operators", "runs"}
+NO_TORCH = {"errors", "results", "operators", "runs"}
 
 
 def _imports(path: Path, root: Path = ROOT) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inside import refusal
-from ntkscope import NTK
+from ntkscope import NTK, Cost
 from reference import alignment
 from zoo import BY_NAME, COUPLED, INDEPENDENT, ZOO, Case, each, each_case, paper_gru, paper_mlp
 
@@ -284,3 +284,15 @@ def test_the_papers_gru_by_an_estimate() -> None:
     ntk = NTK(model, x, outputs=lambda y: y[0], batch_dim=1)
     estimate = ntk.trace(method="per-sample", products=6)
     assert estimate.value == pytest.approx(223_056.46, rel=0.03)
+
+
+def test_the_cost_counts_every_product_of_the_kernel() -> None:
+    ntk = NTK(torch.nn.Linear(3, 2), torch.eye(3))
+    assert ntk.cost == Cost()
+    ntk.vjp(torch.ones(ntk.n, 2))
+    ntk.jvp(torch.ones(ntk.n_params))
+    assert (ntk.cost.vjps, ntk.cost.jvps) == (2, 1)
+    before = ntk.cost
+    spent = [ntk.matvec(torch.ones(ntk.n, 4)), ntk.trace(method="per-sample", products=3)][1].cost
+    assert ntk.cost - before == Cost(vjps=4 + spent.vjps, jvps=4 + spent.jvps)
+    assert spent.vjps > 0

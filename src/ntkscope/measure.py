@@ -10,7 +10,7 @@ from typing import Any
 from ntkscope.engines.base import Refusal
 from ntkscope.metrics import METRICS, Wanted, evaluate, kernels_of, moments_of
 from ntkscope.operators.ledger import Meter
-from ntkscope.progress import Listener, progress_bar
+from ntkscope.progress import ProgressListener, progress_bar
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.runs.drive import Run, drive
 from ntkscope.runs.group import Fixed, GroupRun, MappedRun
@@ -105,7 +105,9 @@ def measure(
     """
     wanted = _wanted(metrics, 0, range(1, len(operators)))
     request = Request("measure", tuple(operators), wanted, method, **sources)
-    result: Measurement = _run(request, options, lambda found, cost: _measurement(wanted, found, cost))
+    result: Measurement = _run(
+        request, options, lambda found, cost: _measurement(metrics, wanted, found, cost)
+    )
     return result
 
 
@@ -128,7 +130,7 @@ def measure_all(
 
     def form(found: list[Estimate], cost: Cost) -> Measurements:
         known = iter(found)
-        return Measurements(_measurement(part, [next(known) for _ in part], cost) for part in parts)
+        return Measurements(_measurement(metrics, part, [next(known) for _ in part], cost) for part in parts)
 
     result: Measurements = _run(request, options, form)
     return result
@@ -157,15 +159,17 @@ def _wanted(metrics: Iterable[str], kernel: int, others: Iterable[int]) -> tuple
     return tuple(wanted)
 
 
-def _measurement(wanted: Sequence[Wanted], found: Sequence[Estimate], cost: Cost) -> Measurement:
+def _measurement(
+    metrics: Sequence[str], wanted: Sequence[Wanted], found: Sequence[Estimate], cost: Cost
+) -> Measurement:
     own: dict[str, Estimate] = {}
-    pairs: dict[str, list[Estimate]] = {}
+    pairs: dict[str, list[Estimate]] = {metric: [] for metric in metrics if kernels_of(metric) > 1}
     for (metric, kernels), estimate in zip(wanted, found, strict=True):
         if len(kernels) == 1:
             own[metric] = estimate
         else:
-            pairs.setdefault(metric, []).append(estimate)
-    return Measurement(**own, **pairs, cost=cost)
+            pairs[metric].append(estimate)
+    return Measurement(own, pairs, cost)
 
 
 def _run(request: Request, options: Options, form: Callable[[list[Estimate], Cost], Any]) -> Any:
@@ -194,7 +198,9 @@ def _run(request: Request, options: Options, form: Callable[[list[Estimate], Cos
         return drive(run, options, exact=exact, progress=listener.listener)
 
 
-def _start(request: Request, problem: Problem, options: Options, listener: Listener) -> tuple[Way, Start]:
+def _start(
+    request: Request, problem: Problem, options: Options, listener: ProgressListener
+) -> tuple[Way, Start]:
     """The best way that starts, with the trace from elsewhere where that is better."""
     failure: NotImplementedError | None = None
     for way in ways_of(request.quantity, problem, request.method, options):
@@ -211,7 +217,7 @@ def _start(request: Request, problem: Problem, options: Options, listener: Liste
 
 
 def _trace_source(
-    request: Request, problem: Problem, options: Options, listener: Listener
+    request: Request, problem: Problem, options: Options, listener: ProgressListener
 ) -> Run[Estimate] | None:
     """Where the trace of the first kernel comes from, if not from the products that are run anyway."""
     if (0,) not in problem.moments or not problem.of_products:

@@ -127,7 +127,7 @@ def test_unfinished_exact_metrics_are_no_result():
 
 def test_estimates_of_nested_results():
     one, two = Estimate(1.0), Estimate(2.0)
-    measurement = Measurement(trace=one, alignment=[two])
+    measurement = Measurement({"trace": one}, {"alignment": [two]})
     assert estimates_of([measurement, measurement]) == [one, two, one, two]
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from ntkscope.results import Estimate, Measurement
+from ntkscope.results import Estimate, Measurement, student_t_quantile
 from ntkscope.settings import Options, Progress, check_minimum
-from ntkscope.student import student_t_quantile
 
 __all__ = ["SHORT_STRIDE", "Run", "drive", "estimates_of", "is_within"]
 
@@ -76,11 +74,6 @@ def estimates_of(result: Any) -> list[Estimate]:
     return [estimate for part in result for estimate in estimates_of(part)]
 
 
-@functools.lru_cache(maxsize=4096)
-def _quantile(freedom: float) -> float:
-    return student_t_quantile((1 + TOLERANCE_LEVEL) / 2, freedom)
-
-
 def _excess(estimate: Estimate, rtol: float | None, atol: float | None) -> float:
     """Half width of the 75% interval over the tolerance; infinite when not known."""
     if estimate.stderr is None or not math.isfinite(estimate.value):
@@ -92,7 +85,7 @@ def _excess(estimate: Estimate, rtol: float | None, atol: float | None) -> float
     if freedom >= 1:
         freedom = math.inf if math.isinf(freedom) else math.floor(freedom * 4) / 4
     tolerance = max((rtol or 0.0) * abs(estimate.value), atol or 0.0)
-    half = estimate.stderr * _quantile(freedom)
+    half = estimate.stderr * student_t_quantile((1 + TOLERANCE_LEVEL) / 2, freedom)
     return half / tolerance if tolerance > 0 else math.inf
 
 
@@ -259,12 +252,7 @@ def _stamp(result: Any, ending: str, budget: _Budget) -> Any:
     if isinstance(result, list):
         return type(result)(_stamp(part, ending, budget) for part in result)
     if isinstance(result, Measurement):
-        fields = {
-            name: _stamp(value, ending, budget)
-            for name in ("trace", "frobenius_norm", "effective_rank", "alignment")
-            if (value := getattr(result, name)) is not None
-        }
-        return dataclasses.replace(result, **fields)
+        return result.map(lambda estimate: _stamp(estimate, ending, budget))
     if ending == "spent":
         return result
     met = budget.to_tolerance and is_within(result, rtol=budget.rtol, atol=budget.atol)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,16 +113,12 @@ class Moments:
 
     def factor(self, moment: Moment) -> _Factor:
         """A moment with what is known of its error."""
-        values: list[Small | None]
+        left_out, place = self.left_out, (..., *moment)  # the kernels are the last axes
         if len(moment) == 1:
-            values = [self.traces, self.trace_samples, self.trace_freedom]
-            values.append(None if self.left_out is None else self.left_out.traces)
-        else:
-            values = [self.inner, self.inner_samples, self.inner_freedom]
-            values.append(None if self.left_out is None else self.left_out.inner)
-        # The kernels are the last axes.
-        own, samples, freedom, left_out = (None if v is None else v[(..., *moment)] for v in values)
-        return _Factor(float(own), samples, math.inf if freedom is None else float(freedom), left_out)
+            return _picked(
+                place, self.traces, self.trace_samples, self.trace_freedom, left_out and left_out.traces
+            )
+        return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out and left_out.inner)
 
     def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
         """Π vⱼ^pⱼ with its standard error, and the influence of every sample."""
@@ -160,6 +156,17 @@ class _Factor:
     samples: Small | None = field(repr=False)
     freedom: float
     left_out: Small | None = None
+
+
+def _picked(
+    place: Any, values: Small, samples: Small | None, freedom: Small | None, left_out: Small | None
+) -> _Factor:
+    return _Factor(
+        float(values[place]),
+        None if samples is None else samples[place],
+        math.inf if freedom is None else float(freedom[place]),
+        None if left_out is None else left_out[place],
+    )
 
 
 def _ratio_freedom(factors: list[_Factor], powers: list[float], paired: Small, relative: Small) -> float:

@@ -11,7 +11,7 @@ from ntkscope.engines.base import Engine, Machine, Refusal, Samples, Sizes
 from ntkscope.operators.composed import as_factor, as_map
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Factor, Map
-from ntkscope.progress import Listener
+from ntkscope.progress import ProgressListener
 from ntkscope.runs.drive import Run
 from ntkscope.runs.moments import Moment, MomentSource
 
@@ -195,7 +195,7 @@ class Way(Protocol):
         """Predicted time to a relative tolerance."""
         ...
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run.
 
         Raises:

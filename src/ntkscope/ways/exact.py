@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ntkscope.engines.base import Machine, Sizes
-from ntkscope.progress import Listener
+from ntkscope.progress import ProgressListener
 from ntkscope.results import Estimate
 from ntkscope.runs.drive import Run
 from ntkscope.runs.exact import ExactFactorRun, ExactRun
@@ -68,7 +68,7 @@ class OneHotSamples(NeedsSamples, _TraceOnly):
         """A backward pass an output of one sample, piece by piece of the state."""
         return per_sample_seconds(sizes, machine, sizes.outputs, sizes.pieces)
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, in one step."""
         (samples,) = per_sample_of(problem, self.method)
         work = lambda: Estimate(float(samples.exact_squares(listener.fraction).sum()), 0.0)  # noqa: E731
@@ -88,7 +88,7 @@ class ReverseProducts(_NeedsModel, _TraceOnly):
         """N reverse products."""
         return vjp_seconds(sizes, machine, sizes.n)
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, over the columns of Jᵀ."""
         (factor,) = problem.factors(self.method, "reverse mode (Jᵀz)")
         return Start(_as_trace(ExactFactorRun(factor.T, listener.fraction)))
@@ -107,7 +107,7 @@ class ForwardProducts(_NeedsModel, _TraceOnly):
         """P forward products."""
         return jvp_seconds(sizes, machine, sizes.p)
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, over the columns of J."""
         (factor,) = problem.factors(self.method, "forward mode (Ju)")
         return Start(_as_trace(ExactFactorRun(factor, listener.fraction)))
@@ -128,7 +128,7 @@ class Tiles(NeedsSamples, _Products):
         tiles = machine.seconds(sizes.n**2 * width, sizes.n**2 * 2.0, 0)
         return sizes.kernels * (tiles + per_sample_seconds(sizes, machine, sizes.outputs, 1))
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, in one step."""
         first, *others = per_sample_of(problem, self.method)
         return _once(lambda: Moments(*first.exact_moments(others, listener.fraction)))
@@ -148,7 +148,7 @@ class Rows(_NeedsModel, _Products):
         rows = machine.seconds(sizes.n**2 * sizes.p, sizes.n**2 / 2, 0)
         return sizes.kernels * (vjp_seconds(sizes, machine, sizes.n) + rows)
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, in one step."""
         factors = [factor.T for factor in problem.factors(self.method, "reverse mode (Jᵀz)")]
         budget = 1 << 30 if problem.engines is None else problem.engines[0].budget
@@ -176,7 +176,7 @@ class ParameterGram(_NeedsModel, _Products):
         gram = machine.seconds(2.0 * sizes.n * sizes.p * sizes.p, 0, 0)
         return sizes.kernels * vjp_seconds(sizes, machine, sizes.n) + sizes.kernels**2 * gram
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, in one step."""
         factors = [factor.T for factor in problem.factors(self.method, "reverse mode (Jᵀz)")]
         return _once(lambda: parameter_moments(factors, listener.fraction))
@@ -209,7 +209,7 @@ class Columns(_Exact):
         each = vjp_seconds(sizes, machine, sizes.n) + jvp_seconds(sizes, machine, sizes.n)
         return sizes.kernels * each
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, column by column."""
         run = ExactRun(problem.maps)
         return Start(run, run)

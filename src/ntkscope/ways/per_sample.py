@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ntkscope.engines.base import Machine, Samples, Sizes
 from ntkscope.operators.probes import random_signs
-from ntkscope.progress import Listener
+from ntkscope.progress import ProgressListener
 from ntkscope.runs.group import MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun
 from ntkscope.runs.moments import IndependentMoments
@@ -43,7 +43,7 @@ class _PerSampleTrace(NeedsSamples):
         """Traces alone."""
         return not of_products
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, for the trace of one kernel."""
         (samples,) = per_sample_of(problem, self.method)
         run = self.trace_run(samples, problem.maps[0].shape[0], seed, problem.maps[0].epsilon)

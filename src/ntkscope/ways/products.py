@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ntkscope.engines.base import Machine, Sizes
 from ntkscope.operators.composed import ProductMap
 from ntkscope.operators.space import Map
-from ntkscope.progress import Listener
+from ntkscope.progress import ProgressListener
 from ntkscope.results import Estimate
 from ntkscope.runs.drive import Run
 from ntkscope.runs.exact import ExactFactorRun, ExactRun
@@ -101,7 +101,7 @@ class Shared(_Products):
         growth = growth_of(rtol) if self.traces_alone else max(1.0, 0.01 / rtol)
         return math.ceil(_PRODUCTS_FOR_ONE_PERCENT * growth)
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, and the exact one that a large budget turns it into."""
         _check_forward(problem)
         return Start(self.run(problem.maps, seed=seed), ExactRun(problem.maps))
@@ -128,7 +128,7 @@ class Gram(_Products):
         """So many VJPs of every kernel."""
         return sizes.kernels * vjp_seconds(sizes, machine, self.products(rtol))
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run."""
         factors = problem.factors(self.method, "reverse mode (Jᵀz)")
         return Start(GramRun([factor.T for factor in factors], seed=seed))
@@ -139,7 +139,7 @@ class HutchPlusPlus(_Products):
 
     method = "hutch++"
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The runs side by side."""
         _check_forward(problem)
         maps = problem.maps
@@ -167,7 +167,7 @@ class Hutchinson(_Products):
     method = "hutchinson"
     traces_alone = True
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, and the exact one that a large budget turns it into."""
         (operator,) = problem.maps
         draw = two_sided_draw(operator, seed=seed)
@@ -190,7 +190,7 @@ class OneSided(_Products):
     needs: str
     traces_alone = True
 
-    def start(self, problem: Problem, seed: int, listener: Listener) -> Start:
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, and the exact one that a large budget turns it into."""
         (jacobian,) = problem.factors(self.method, self.needs)
         factor = jacobian.T if self.is_reverse else jacobian

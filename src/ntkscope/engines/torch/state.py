@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ntkscope.engines.torch.meter import ForwardMeter
 from ntkscope.engines.torch.modes import differentiable_operations, has_recurrence
+from ntkscope.errors import StateError
 
 __all__ = ["Parameters", "StateFunction"]
 
@@ -227,9 +228,9 @@ def _checked_inputs(inputs: Any) -> Any:
 def _check_state(state: Any, chosen: bool) -> None:
     source = "outputs= or layer= picked" if chosen else "the model returned"
     if not isinstance(state, Tensor):
-        raise TypeError(
-            f"{source} {_describe(state)}, expected one tensor; "
-            "choose the state, such as outputs=lambda y: y[0]"
+        raise StateError(
+            f"{source} {_describe(state)}, expected one tensor",
+            "choose the state, such as outputs=lambda y: y[0]",
         )
     if not state.is_floating_point():
         raise TypeError(
