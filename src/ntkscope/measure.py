@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ntkscope import estimators
-from ntkscope.engines.torch.gradients.factors import widened
+from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.maps import ForwardMap
 from ntkscope.engines.torch.samples.tiles import BlockSource, SampleRows, WholeRows, kernel_inner_products
 from ntkscope.operators.probes import random_signs

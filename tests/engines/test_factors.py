@@ -8,16 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch.gradients.factors import (
-    Direct,
-    Features,
-    Lookup,
-    Outer,
-    add_rows,
-    concat_positions,
-    square_sum,
-    stack_features,
-)
+from ntkscope.engines.torch.gradients.factors import Direct, Outer, add_rows, concat_positions, stack_features
+from ntkscope.engines.torch.gradients.sides import Features, Lookup, square_sum
 
 PROBES, BATCH = 3, 2
 
@@ -213,6 +205,6 @@ def test_half_precision_is_widened_before_it_is_summed(
     torch.testing.assert_close(factor.squared_norms().double(), norms, rtol=0.02, atol=0)
     for form in (factor, Direct(formed.to(dtype))):
         total = torch.zeros(PROBES, BATCH, PROBES, BATCH)
-        form.add_tile(form, total)  # type: ignore[arg-type]
+        form.add_tile(form, total)
         own = total.flatten(2).flatten(0, 1).diagonal().reshape(PROBES, BATCH).double()
         torch.testing.assert_close(own, norms, rtol=0.02, atol=0)

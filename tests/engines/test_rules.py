@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntkscope import NTK
-from ntkscope.engines.torch.gradients.factors import Direct, Features, Outer
+from ntkscope.engines.torch.gradients.factors import Direct, Outer
+from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.rules import base as rules
 from ntkscope.engines.torch.rules.base import Rule, add_rule, find_rule
 from reference import dense

@@ -10,7 +10,8 @@ from torch import nn
 
 from ntkscope import NTK
 from ntkscope import measure as routes
-from ntkscope.engines.torch.gradients.factors import Direct, Features, Outer
+from ntkscope.engines.torch.gradients.factors import Direct, Outer
+from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.samples.tiles import (
     Block,
     BlockSource,
