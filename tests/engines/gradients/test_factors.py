@@ -148,6 +148,12 @@ def test_direct_factors() -> None:
     torch.testing.assert_close(factor.squared_norms(), (values**2).sum(2))
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4, 5)], ids=str)
+def test_gradients_have_one_axis_for_the_parameter(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape \(probes, samples, entries\), found \(3, 2.*flatten\(2\)"):
+        Direct(_random(*shape))
+
+
 # Sums of uses.
 
 

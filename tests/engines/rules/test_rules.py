@@ -128,7 +128,7 @@ def test_a_rule_of_ones_own_is_used(operation: Any) -> None:
 def test_one_function_is_a_rule(operation: Any) -> None:
     @rules.rule_of(operation, parameters=("w",), captures=("x",))
     def scale(arguments: rules.Arguments, delta: Tensor, name: str) -> Direct:
-        return Direct(delta * arguments["x"])
+        return Direct((delta * arguments["x"]).flatten(2))
 
     found = find_rule(operation)
     assert found == Rule(("w",), ("x",), scale)
@@ -189,6 +189,12 @@ def test_a_rule_that_fails_is_named_and_the_numbers_stay_right(operation: Any) -
     ntk = NTK(model, x)
     assert "the rule's own error" in ntk._structure()[1]
     assert ntk.trace("exact").value == pytest.approx(dense(model, x).trace, rel=1e-9)
+
+
+def test_a_rule_whose_gradients_are_not_flat_is_told_so(operation: Any) -> None:
+    add_rule(operation, Rule(("w",), ("x",), lambda a, delta, name: Direct(delta * a["x"])))
+    with pytest.raises(ValueError, match=r"shape \(probes, samples, entries\), found .*flatten\(2\)"):
+        NTK(_model(), random(4, 3)).trace("exact")
 
 
 TARGETS = [torch.add, torch.ops.aten.add, "aten::add", nn.Linear]

@@ -169,9 +169,19 @@ class Direct:
 
     Attributes:
         values: Shape (k, B, P).
+
+    Raises:
+        ValueError: If they have another number of axes.
     """
 
     values: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.dim() != 3:
+            raise ValueError(
+                f"gradients have shape (probes, samples, entries), found {tuple(self.values.shape)}; "
+                "flatten the parameter's own axes, as with .flatten(2)"
+            )
 
     @property
     def probes(self) -> int:
