@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from ntkscope import estimators
-from ntkscope.engines.torch.rules.base import Rule, add_rule
+from ntkscope.engines.torch.rules import Rule, add_rule
 from ntkscope.ntk import NTK, measure_all
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.settings import Options

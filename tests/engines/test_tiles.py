@@ -11,6 +11,7 @@ from torch import nn
 from inside import moments_by
 from ntkscope import NTK
 from ntkscope.engines.torch.gradients.factors import Direct, Features, Outer
+from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.samples.tiles import (
     Block,
     BlockSource,

@@ -113,12 +113,12 @@ class Moments:
 
     def factor(self, moment: Moment) -> _Factor:
         """A moment with what is known of its error."""
-        left_out, place = self.left_out, (..., *moment)  # the kernels are the last axes
+        place = (..., *moment)  # the kernels are the last axes
         if len(moment) == 1:
-            return _picked(
-                place, self.traces, self.trace_samples, self.trace_freedom, left_out and left_out.traces
-            )
-        return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out and left_out.inner)
+            left_out = None if self.left_out is None else self.left_out.traces
+            return _picked(place, self.traces, self.trace_samples, self.trace_freedom, left_out)
+        left_out = None if self.left_out is None else self.left_out.inner
+        return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out)
 
     def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
         """Π vⱼ^pⱼ with its standard error, and the influence of every sample."""

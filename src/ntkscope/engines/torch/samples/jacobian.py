@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch.gradients.factors import square_sum
-from ntkscope.engines.torch.graph.opened import Graph, Piece, trace
+from ntkscope.engines.torch.gradients.sides import square_sum
+from ntkscope.engines.torch.graph.opened import Graph, trace
+from ntkscope.engines.torch.graph.pieces import Piece
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.meter import is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED

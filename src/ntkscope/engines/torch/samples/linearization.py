@@ -10,17 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch.gradients.factors import (
-    Direct,
-    Factor,
-    Outer,
-    add_rows,
-    concat_positions,
-    stack_features,
-)
+from ntkscope.engines.torch.gradients.factors import Direct, Factor, Outer, add_uses, stack_features
 from ntkscope.engines.torch.graph.opened import Graph, Use
 from ntkscope.engines.torch.reverse.base import OutputGradients, Reverse
-from ntkscope.engines.torch.rules.base import Arguments
+from ntkscope.engines.torch.rules import Arguments
 
 __all__ = ["Group", "Linearization", "groups_of", "runs_of"]
 
@@ -92,10 +85,7 @@ class Linearization:
                     for name, value in captured.items()
                 }
             parts.append(_of_use(use, use.constants | captured, gradients.uses[number], roles))
-        outer = [part for part in parts if isinstance(part, Outer)]
-        if len(outer) == len(parts) and len({part.layout for part in outer}) == 1:
-            return concat_positions(outer)
-        return add_rows(parts)
+        return add_uses(parts)
 
     def _stacked(self, group: Group, present: list[int], gradients: OutputGradients) -> Factor:
         """The gradient by several uses as by one, its positions along a new axis after the samples'."""

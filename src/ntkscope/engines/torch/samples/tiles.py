@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ntkscope.engines.torch.gradients.factors import Direct, Factor, Features, Outer, widened
+from ntkscope.engines.torch.gradients.factors import Direct, Factor
+from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
@@ -44,7 +45,7 @@ class Block:
     @property
     def bytes(self) -> int:
         """Memory that the rows take."""
-        return sum(_factor_bytes(factor) for factor in self.factors)
+        return sum(factor.nbytes for factor in self.factors)
 
 
 class BlockSource(Protocol):
@@ -204,7 +205,7 @@ def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> T
     for panel, followers in _panels([source], budget):
         pairs = [(a[0], b[0]) for i, a in enumerate(panel) for b in panel[: i + 1]]
         for left, right in [*pairs, *((a[0], b[0]) for b in followers for a in panel)]:
-            tile = _tile(left, right).flatten(0, 1).flatten(1).to(_values(left.factors[0]).dtype)
+            tile = _tile(left, right).flatten(0, 1).flatten(1).to(left.factors[0].dtype)
             if left is right:
                 # Symmetric to the last bit, as the other tiles make it.
                 tile = (tile + tile.T) / 2
@@ -241,24 +242,13 @@ def _panels(
 
 def _tile(left: Block, right: Block) -> Tensor:
     """⟨J_i, J_j⟩ for the rows of two blocks: shape (k, B, k′, B′)."""
-    values = _values(left.factors[0])
-    total = widened(values.new_zeros(*left.index.shape, *right.index.shape))
+    first = left.factors[0]
+    shape = (*left.index.shape, *right.index.shape)
+    total = widened(torch.zeros(shape, dtype=first.dtype, device=first.device))
     for ours, theirs in zip(left.factors, right.factors, strict=True):
-        ours.add_tile(theirs, total)  # type: ignore[arg-type]
+        ours.add_tile(theirs, total)
     return total
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(dtype=torch.float64))
-
-
-def _values(factor: Factor) -> Tensor:
-    return factor.values if isinstance(factor, Direct) else factor.probe_side
-
-
-def _factor_bytes(factor: Factor) -> int:
-    tensors = [_values(factor)]
-    if isinstance(factor, Outer):
-        side = factor.sample_side
-        tensors += [side.values] if isinstance(side, Features) else []
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

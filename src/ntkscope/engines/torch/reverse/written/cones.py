@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import vmap
 
-__all__ = ["Alike", "Cone", "Slope", "find_alike", "find_cones", "is_pointwise"]
+__all__ = ["Alike", "Cone", "Slope", "find_alike", "find_cones"]
 
 #: ∂y/∂x for every sample, shape (B, *y); a number where it is the same everywhere; ``None`` for 0.
 Slope: TypeAlias = Tensor | float | None
@@ -52,14 +52,6 @@ class Cone:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[self.output])
         return fx.GraphModule(torch.nn.Module(), graph)
-
-
-def is_pointwise(node: fx.Node) -> bool:
-    """Whether every entry of the result depends on one entry of each argument."""
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
-        return False
-    return torch.Tag.pointwise in target.tags and torch.Tag.nondeterministic_seeded not in target.tags
 
 
 def find_cones(pointwise: Sequence[fx.Node], ends: set[fx.Node]) -> dict[fx.Node, Cone]:

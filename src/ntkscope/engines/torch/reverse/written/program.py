@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from ntkscope.engines.torch.graph.opened import Graph
-from ntkscope.engines.torch.reverse.written.cones import Cone, find_alike, find_cones, is_pointwise
+from ntkscope.engines.torch.graph.operators import View, is_pointwise, name_of, unbound_axis, view_of
+from ntkscope.engines.torch.reverse.written.cones import Cone, find_alike, find_cones
 from ntkscope.engines.torch.reverse.written.steps import (
     Adjoint,
     Joined,
@@ -26,14 +27,7 @@ from ntkscope.engines.torch.reverse.written.steps import (
     Pull,
     Viewed,
 )
-from ntkscope.engines.torch.reverse.written.transposes import (
-    View,
-    adjoint_of,
-    joined_slices,
-    name_of,
-    unbound_axis,
-    view_of,
-)
+from ntkscope.engines.torch.reverse.written.transposes import adjoint_of, joined_slices
 
 __all__ = ["Parting", "Program", "Reach"]
 

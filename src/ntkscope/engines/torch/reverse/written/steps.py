@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
+from ntkscope.engines.torch.graph.operators import name_of
 from ntkscope.engines.torch.reverse.written.cones import Cone, Slope
 from ntkscope.engines.torch.reverse.written.tape import Tape
-from ntkscope.engines.torch.reverse.written.transposes import name_of, sum_to
+from ntkscope.engines.torch.reverse.written.transposes import sum_to
 
 __all__ = ["Adjoint", "Joined", "Kind", "Linear", "Pointwise", "Pull", "Viewed"]
 
