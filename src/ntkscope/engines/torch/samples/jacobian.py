@@ -14,8 +14,7 @@ from ntkscope.engines.torch.graph.opened import Graph, Piece, trace
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.meter import is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED
-from ntkscope.engines.torch.reverse.base import AutogradReverse, ProgramReverse, Reverse
-from ntkscope.engines.torch.reverse.written.program import Program
+from ntkscope.engines.torch.reverse.pick import pick_reverse
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes, StructureError
 from ntkscope.engines.torch.samples.linearization import Group, Linearization, groups_of, runs_of
 from ntkscope.engines.torch.state import StateFunction
@@ -50,7 +49,7 @@ class SampleJacobian:
         self._budget = budget
         self.graph = self._trace()
         self.groups = groups_of(self.graph)
-        self._program = Program.of(self.graph, runs_of(self.groups))
+        self._reverse = pick_reverse(self.graph, runs_of(self.groups))
         self._whole: Linearization | None = None
         self._check()
         self.vjps = 0.0
@@ -80,11 +79,9 @@ class SampleJacobian:
 
     def linearize(self, samples: range) -> Linearization:
         """The graph of some samples, run forward once."""
-        reverse: Reverse
-        if self._program is None:
-            reverse = AutogradReverse(self, samples)
-        else:
-            reverse = ProgramReverse(self, self._program, samples)
+        function = self.function
+        leaves = self.axes.split(function.inputs, samples)
+        reverse = self._reverse.begin(function.parameters, leaves, function.dtype, function.device)
         return Linearization(self.graph, self.groups, reverse)
 
     def at(self, function: StateFunction) -> SampleJacobian:
@@ -177,8 +174,8 @@ class SampleJacobian:
         ]
         if len(self.graph.pieces) > 1:
             lines[0] += f", the state comes in {len(self.graph.pieces):,} pieces"
-        if self._program is not None:
-            lines[0] += ", the reverse pass is written out"
+        if self._reverse.words:
+            lines[0] += f", {self._reverse.words}"
         for name, reason in self.graph.why_general.items():
             lines.append(f"  {name} takes the general way: {reason}")
         return "\n".join(lines)
@@ -249,17 +246,16 @@ class SampleJacobian:
     # What tracing cannot know: the structure is used only if values and gradients agree with the model's.
 
     def _check(self) -> None:
-        """By the program if it agrees with the model, else by autograd, which then must."""
-        if self._program is not None:
+        """By the quickest reverse pass that agrees with the model; the last resort must."""
+        while True:
             try:
-                self._check_structure()
-                return
+                return self._check_structure()
             except Exception as error:
-                if is_out_of_memory(error):
+                fallback = self._reverse.given_up(_reason(error))
+                if fallback is None or is_out_of_memory(error):
                     raise
-                # An operation that is not what its name says: what autograd says of it holds.
-                self._program = self._whole = None
-        self._check_structure()
+            # An operation that is not what its name says: what autograd says of it holds.
+            self._reverse, self._whole = fallback, None
 
     def _check_structure(self) -> None:
         """Every sample on its own must give the model's state, and gradients that sum to autodiff's."""
@@ -317,6 +313,10 @@ class SampleJacobian:
             )
         expected = sum(float(square_sum(gradient)) for gradient in gradients if gradient is not None)
         return axes.to_samples(z.reshape(1, -1)), expected
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _quick_bytes(operations: int) -> int:

@@ -9,14 +9,14 @@ operations are small and many.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
 from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.reverse.written.cones import Cone, find_alike, find_cones, is_pointwise
+from ntkscope.engines.torch.reverse.written.layout import Layout, Parting, Reach
 from ntkscope.engines.torch.reverse.written.steps import (
     Adjoint,
     Joined,
@@ -35,41 +35,11 @@ from ntkscope.engines.torch.reverse.written.transposes import (
     view_of,
 )
 
-__all__ = ["Parting", "Program", "Reach"]
+__all__ = ["Program"]
 
 
 class _UnknownError(Exception):
     """An operation has no written-out reverse pass."""
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What gradients pass on their way from some starts to the taps.
-
-    Attributes:
-        order: The nodes, last first.
-        uses: The numbers of the uses.
-        parts: Of the parted uses, which parts.
-    """
-
-    order: tuple[fx.Node, ...]
-    uses: tuple[int, ...]
-    parts: Mapping[int, range]
-
-
-@dataclass(frozen=True)
-class Parting:
-    """A use whose output falls into parts along an axis (the inputs' gates of a recurrence, into steps).
-
-    Attributes:
-        split: The operation.
-        axis: Of the output of one sample.
-        parts: The nodes of the parts by their places.
-    """
-
-    split: fx.Node
-    axis: int
-    parts: Mapping[int, fx.Node]
 
 
 class Program:
@@ -81,10 +51,10 @@ class Program:
 
     Attributes:
         module: ``(*parameters, *sample)`` ↦ (state, captured values, needed values).
-        tapped: Node whose gradient is the δ of each use; ``None`` where the use is dead.
-        views: From the gradient of a node's first argument to its own.
-        parted: By the number of the use.
-        runs: As given.
+        names: The parameters, in order.
+        state: The node of the state.
+        pieces: The nodes of its pieces.
+        layout: Which gradients share memory.
     """
 
     def __init__(self, graph: Graph, runs: Sequence[tuple[int, ...]]) -> None:
@@ -92,21 +62,22 @@ class Program:
         holders = [node for node in nodes if node.op == "placeholder"]
         taps = holders[len(holders) - len(graph.uses) :]
         samples = holders[len(graph.names) : len(holders) - len(taps)]
-        self.runs = tuple(runs)
-        self.tapped = [next(iter(tap.users), None) for tap in taps]
-        self._tapped = {node for node in self.tapped if node is not None}
+        self.names = graph.names
+        tapped = [next(iter(tap.users), None) for tap in taps]
+        self._tapped = {node for node in tapped if node is not None}
         self.state, self.pieces, self._captured = nodes[-1].args[0]
         self._varied = _reached_from(nodes, [*samples, *taps])
         differentiable = [node for node in nodes if name_of(node) != "detach"]
         among = _reached_from(differentiable, taps) & _leading_to([self.state, *self.pieces])
         self.live = [node for node in nodes if node in among and node.op == "call_function"]
         self._among = set(self.live)
-        self.views: dict[fx.Node, View] = {}
+        self._views: dict[fx.Node, View] = {}
         self._reached: dict[tuple[fx.Node, ...], Reach] = {}
         self.cones = self._find_cones()
         self._kinds = self._find_kinds()
         self._alike = find_alike(self.cones.values(), self._among)
-        self.parted = self._find_parted(graph)
+        parted = self._find_parted(graph, tapped)
+        self.layout = Layout(tapped, self._views, parted, tuple(runs))
         needed = dict.fromkeys(value for kind in self._kinds.values() for value in kind.needs)
         self._needed = tuple(needed)
         self.module = _without_taps(graph, taps, self.state, self._captured, self._needed)
@@ -142,24 +113,26 @@ class Program:
                 raise _UnknownError(f"{node} has another dtype than the state")
         return kinds
 
-    def _find_parted(self, graph: Graph) -> dict[int, Parting]:
+    def _find_parted(self, graph: Graph, tapped: Sequence[fx.Node | None]) -> dict[int, Parting]:
         """Uses whose output does nothing but fall into parts, and whose input no gradient is pulled to."""
         found = {}
-        for number, node in enumerate(self.tapped):
+        for number, node in enumerate(tapped):
             users = [] if node is None else list(node.users)
             if node is None or node not in self._among or node in self._kinds or len(users) != 1:
                 continue
             axis = unbound_axis(users[0])
             # Positions may be left out, features may not.
             if axis is not None and graph.uses[number].rule.positions and axis < len(node.meta["shape"]) - 1:
-                parts = {part.args[1]: part for part in users[0].users if part in self._among}
+                parts: dict[Any, fx.Node] = {
+                    part.args[1]: part for part in users[0].users if part in self._among
+                }
                 found[number] = Parting(users[0], axis, parts)
         return found
 
     def _kind(self, node: fx.Node) -> Kind:
         view = view_of(node)
         if view is not None:
-            self.views[node] = view
+            self._views[node] = view
             return Viewed()
         slices = joined_slices(node)
         if slices is not None:
@@ -190,9 +163,9 @@ class Program:
             if node in seen:
                 order.append(node)
                 seen.update(n for n in node.all_input_nodes if n in self._among)
-        uses = tuple(number for number, node in enumerate(self.tapped) if node in seen)
+        uses = tuple(number for number, node in enumerate(self.layout.tapped) if node in seen)
         parts = {}
-        for use, parting in self.parted.items():
+        for use, parting in self.layout.parted.items():
             found = [index for index, part in parting.parts.items() if part in seen]
             if found:
                 parts[use] = range(min(found), max(found) + 1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-if TYPE_CHECKING:
-    from ntkscope.engines.torch.reverse.written.program import Parting, Program, Reach
+from ntkscope.engines.torch.reverse.written.layout import Layout, Parting, Reach
 
 __all__ = ["Tape"]
 
@@ -18,7 +17,7 @@ class Tape:
     """The gradients of one reverse pass.
 
     Args:
-        program: What is run.
+        layout: Of the program that is run.
         reach: What is passed.
         leading: (k, B).
         like: Has the gradients' dtype and device.
@@ -27,9 +26,8 @@ class Tape:
         runs: The gradients of uses that lie side by side, shape (R, k, B, *shape).
     """
 
-    def __init__(self, program: Program, reach: Reach, leading: tuple[int, int], like: Tensor) -> None:
-        self._program = program
-        self._views = program.views
+    def __init__(self, layout: Layout, reach: Reach, leading: tuple[int, int], like: Tensor) -> None:
+        self._views = layout.views
         self._leading = leading
         self._like = like
         self._gradients: dict[fx.Node, Any] = {}
@@ -37,10 +35,10 @@ class Tape:
         self._fresh: set[fx.Node] = set()
         self._apart: dict[fx.Node, Tensor] = {}
         self.runs: dict[tuple[int, ...], Tensor] = {}
-        for run in program.runs:
-            self._begin_run(run, [node for n in run if n in reach.uses and (node := program.tapped[n])])
+        for run in layout.runs:
+            self._begin_run(run, [node for n in run if n in reach.uses and (node := layout.tapped[n])])
         for number, places in reach.parts.items():
-            self._begin_parts(program.tapped[number], program.parted[number], places)
+            self._begin_parts(layout.tapped[number], layout.parted[number], places)
 
     def _begin_run(self, run: tuple[int, ...], nodes: list[fx.Node]) -> None:
         if nodes:
