@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ntkscope import NTK
 from ntkscope.engines.torch.gradients.factors import Factor
+from ntkscope.engines.torch.graph.groups import runs_of
 from ntkscope.engines.torch.reverse.autograd import AutogradReverse
 from ntkscope.engines.torch.reverse.written import cones, program
 from ntkscope.engines.torch.reverse.written.run import ProgramReverse
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
-from ntkscope.engines.torch.samples.linearization import Linearization, runs_of
+from ntkscope.engines.torch.samples.linearization import Linearization
 from reference import dense
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
 

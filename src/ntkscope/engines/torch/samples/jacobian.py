@@ -10,13 +10,22 @@ import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.gradients.factors import square_sum
+from ntkscope.engines.torch.graph.groups import (
+    gradient_flops,
+    groups_of,
+    largest_features,
+    largest_work,
+    runs_of,
+    tap_elements,
+    tapped_parameters,
+)
 from ntkscope.engines.torch.graph.opened import Graph, Piece, trace
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.meter import is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED
 from ntkscope.engines.torch.reverse.pick import pick_reverse
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes, StructureError
-from ntkscope.engines.torch.samples.linearization import Group, Linearization, groups_of, runs_of
+from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.state import StateFunction
 
 __all__ = ["SampleJacobian"]
@@ -103,8 +112,13 @@ class SampleJacobian:
     def _portions(self, probes: int) -> tuple[int, int]:
         """(samples, probes) of one step: as large as is quick, and never over the budget."""
         item = self.function.state.element_size()
-        sample = item * (3 * self.function.forward_size.elements / self.batch + self._largest_features())
-        pair = item * self._pair_elements()
+        sample = item * (
+            3 * self.function.forward_size.elements / self.batch + largest_features(self.graph, self.groups)
+        )
+        # Output gradients, general gradients, one group's work.
+        pair = item * (
+            3 * tap_elements(self.graph) + self.general_size + largest_work(self.graph, self.groups)
+        )
         soft = min(self._budget, _quick_bytes(self.function.forward_size.operations))
         if self.batch * (sample + min(probes, _FEW_PROBES) * pair) <= soft:
             # The whole batch runs forward once and is kept; its parts would, each time.
@@ -120,28 +134,6 @@ class SampleJacobian:
         # A piece of the state that nearly fits is better not cut.
         return samples, min(piece, most) if room < piece <= 2 * room else room
 
-    def _pair_elements(self) -> int:
-        """Numbers held for one sample and probe: output gradients, general gradients, one group's work."""
-        taps = sum(math.prod(use.tap_shape) for use in self.graph.uses)
-        largest = max((self._group_elements(group) for group in self.groups), default=0)
-        return 3 * taps + self.general_size + largest
-
-    def _group_elements(self, group: Group) -> int:
-        outputs, size, positions = self._group_shape(group)
-        return int(min(size, positions**2) + positions * outputs)
-
-    def _group_shape(self, group: Group) -> tuple[int, int, float]:
-        """(outputs, parameters, positions) of a group."""
-        shapes = [self._block_shape(number, roles[0]) for number, roles in group.uses]
-        outputs, size = max(shape[0] for shape in shapes), max(math.prod(shape) for shape in shapes)
-        taps = sum(math.prod(self.graph.uses[number].tap_shape) for number, _ in group.uses)
-        return outputs, size, taps / outputs
-
-    def _largest_features(self) -> int:
-        """Numbers in the features of one sample that a group needs: inputs, or patches of them."""
-        shapes = [self._group_shape(group) for group in self.groups]
-        return int(max((2 * positions * size / outputs for outputs, size, positions in shapes), default=0))
-
     @property
     def general_size(self) -> int:
         """Parameters that take the general way."""
@@ -149,22 +141,11 @@ class SampleJacobian:
 
     def gradient_flops(self) -> float:
         """Multiply-adds of the gradients' norms, for one sample and probe."""
-        shapes = [self._group_shape(group) for group in self.groups]
-        return sum(min(positions * size, positions**2 * outputs) for outputs, size, positions in shapes)
+        return gradient_flops(self.graph, self.groups)
 
     def used_parameters(self) -> int:
         """Parameters in all operations together: one that is used twice counts twice."""
-        blocks = sum(
-            math.prod(self._block_shape(number, role))
-            for number, use in enumerate(self.graph.uses)
-            for role in use.parameters
-        )
-        return blocks + self.general_size
-
-    def _block_shape(self, use: int, role: str) -> tuple[int, ...]:
-        """Shape of the parameter in this role, as the operation sees it."""
-        value = self.graph.uses[use].constants[role]
-        return tuple(value.shape) or (1,)
+        return tapped_parameters(self.graph) + self.general_size
 
     def describe(self) -> str:
         """What is known of the model, in words."""
