@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch.gradients.factors import square_sum
 from ntkscope.engines.torch.graph.groups import (
     gradient_flops,
     groups_of,
@@ -22,9 +21,9 @@ from ntkscope.engines.torch.graph.groups import (
 from ntkscope.engines.torch.graph.opened import Graph, Piece, trace
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.meter import is_out_of_memory
-from ntkscope.engines.torch.modes import CHECK_SEED
 from ntkscope.engines.torch.reverse.pick import pick_reverse
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes, StructureError
+from ntkscope.engines.torch.samples.check import check_structure
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.state import StateFunction
 
@@ -224,76 +223,19 @@ class SampleJacobian:
             self._whole = None
             self._budget = min(self._budget, _quick_bytes(self.function.forward_size.operations)) // 2
 
-    # What tracing cannot know: the structure is used only if values and gradients agree with the model's.
-
     def _check(self) -> None:
         """By the quickest reverse pass that agrees with the model; the last resort must."""
         while True:
             try:
-                return self._check_structure()
+                at_once, _ = self._portions(1)
+                compared = min(self.batch, max(2, at_once))
+                return check_structure(self.function, self.axes, self.linearizations(at_once), compared)
             except Exception as error:
                 fallback = self._reverse.given_up(_reason(error))
                 if fallback is None or is_out_of_memory(error):
                     raise
             # An operation that is not what its name says: what autograd says of it holds.
             self._reverse, self._whole = fallback, None
-
-    def _check_structure(self) -> None:
-        """Every sample on its own must give the model's state, and gradients that sum to autodiff's."""
-        at_once, _ = self._portions(1)
-        checked = min(self.batch, max(2, at_once))
-        try:
-            probe, expected = self._gradient_of_batch(checked)
-            sums: list[Tensor] = []
-            for part, linear in self.linearizations(at_once):
-                self._check_values(linear.state, part)
-                if part.start < checked:
-                    parts = [factor.summed() for factor in linear.pull(probe[:, part.start : part.stop])]
-                    sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-        except (RuntimeError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            line = (str(error).splitlines() or [""])[0]
-            raise StructureError(f"the model cannot run sample by sample ({line})") from error
-        found = sum(float(square_sum(total)) for total in sums)
-        if not abs(found - expected) <= _GRADIENT_TOLERANCE[self.function.dtype] * max(found, expected):
-            raise StructureError(
-                "the gradients of single samples do not add up to the gradient of the batch: samples are "
-                "coupled, an operation has its own backward pass, or a rule of add_rule is wrong; "
-                f"squared norms {found:.6g} and {expected:.6g}"
-            )
-
-    def _check_values(self, state: Tensor, part: range) -> None:
-        expected = self.axes.to_samples(self.function.state.reshape(1, -1))[0]
-        dtype = self.function.dtype
-        tolerance = _TOLERANCE[dtype] * max(float(expected.abs().max()), torch.finfo(dtype).tiny)
-        found = state.detach().reshape(len(part), *self.axes.state_shape)
-        difference = float((found - expected[part.start : part.stop]).abs().max())
-        if not difference <= tolerance:
-            raise StructureError(
-                "the state of a sample depends on the other samples of the batch (batch norm in "
-                "training mode, a contrastive head?), or its computation depends on the values of "
-                f"the inputs: alone and in the batch it differs by {difference:.2g}"
-            )
-
-    def _gradient_of_batch(self, samples: int) -> tuple[Tensor, float]:
-        """A probe for the first samples, (1, samples, *state of one), and ‖Jᵀz‖² by autodiff."""
-        function = self.function
-        axes, inputs = self.axes.first(function.inputs, samples)
-        leaves = {name: value.clone().requires_grad_() for name, value in function.parameters.items()}
-        with torch.enable_grad(), function.operations():
-            state = function.replace_inputs(inputs)(leaves)
-            z = torch.randn(
-                state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
-            )
-            z = z.to(state.device, state.dtype)
-            gradients = (
-                torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True)
-                if state.requires_grad
-                else ()
-            )
-        expected = sum(float(square_sum(gradient)) for gradient in gradients if gradient is not None)
-        return axes.to_samples(z.reshape(1, -1)), expected
 
 
 def _reason(error: Exception) -> str:
@@ -311,10 +253,6 @@ def _quick_bytes(operations: int) -> int:
 
 # So many probes at a time are quick enough.
 _FEW_PROBES = 4
-
-# Of values, relative to the largest; of squared norms of gradients, where a kink may fall on either side.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 4e-1}
 
 
 def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:
