@@ -182,7 +182,7 @@ def test_the_whole_batch_runs_forward_once_and_parts_each_time() -> None:
 def test_steps_grow_with_the_budget(case: Case) -> None:
     work = []
     for budget in (1, 10_000, 100_000, 1_000_000, 1 << 30):
-        samples, probes = case.ntk(memory_budget=budget)._sample_jacobian()._portions(100)
+        samples, probes = case.ntk(memory_budget=budget)._sample_jacobian()._portions.of(100)
         assert 1 <= samples <= case.shared()._sample_jacobian().batch
         assert probes >= 1
         work.append(samples * probes)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks
-from ntkscope.engines.torch.meter import is_out_of_memory
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks, is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
 from ntkscope.engines.torch.state import Parameters, StateFunction
 

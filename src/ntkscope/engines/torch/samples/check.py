@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.gradients.factors import square_sum
+from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED
 from ntkscope.engines.torch.samples.axes import SampleAxes, StructureError
 from ntkscope.engines.torch.samples.linearization import Linearization
@@ -46,7 +47,7 @@ def check_structure(
                 own = [factor.summed() for factor in linear.pull(probe[:, part.start : part.stop])]
                 sums = [a + b for a, b in zip(sums, own, strict=True)] if sums else own
     except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         line = (str(error).splitlines() or [""])[0]
         raise StructureError(f"the model cannot run sample by sample ({line})") from error

@@ -19,8 +19,7 @@ from ntkscope.engines.torch.graph.groups import (
     tapped_parameters,
 )
 from ntkscope.engines.torch.graph.opened import Graph, Piece, trace
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET
-from ntkscope.engines.torch.meter import is_out_of_memory
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Portions, is_out_of_memory
 from ntkscope.engines.torch.reverse.pick import pick_reverse
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes, StructureError
 from ntkscope.engines.torch.samples.check import check_structure
@@ -54,9 +53,9 @@ class SampleJacobian:
         self.axes = SampleAxes.find(function, batch_dim)
         self.batch = self.axes.batch
         self.outputs = math.prod(self.axes.state_shape)
-        self._budget = budget
         self.graph = self._trace()
         self.groups = groups_of(self.graph)
+        self._portions = self._find_portions(budget)
         self._reverse = pick_reverse(self.graph, runs_of(self.groups))
         self._whole: Linearization | None = None
         self._check()
@@ -102,36 +101,24 @@ class SampleJacobian:
             raise StructureError("the model's frozen parameters or buffers are others")
         twin = copy.copy(self)
         twin.function, twin._whole = function, None
+        twin._portions = twin._find_portions(self._portions.budget)
         twin.vjps = twin.jvps = 0.0
         twin._check()
         return twin
 
-    # Sizes: how many samples and probes are worked on at once.
-
-    def _portions(self, probes: int) -> tuple[int, int]:
-        """(samples, probes) of one step: as large as is quick, and never over the budget."""
-        item = self.function.state.element_size()
-        sample = item * (
-            3 * self.function.forward_size.elements / self.batch + largest_features(self.graph, self.groups)
+    def _find_portions(self, budget: int) -> Portions:
+        """How much is worked on at once, from the sizes of the forward pass and of the gradients."""
+        size, item = self.function.forward_size, self.function.state.element_size()
+        features, work = largest_features(self.graph, self.groups), largest_work(self.graph, self.groups)
+        return Portions(
+            batch=self.batch,
+            sample=item * (3 * size.elements / self.batch + features),
+            # Output gradients, general gradients, one group's work.
+            pair=item * (3 * tap_elements(self.graph) + self.general_size + work),
+            piece=max((len(piece.entries) for piece in self.graph.pieces), default=1),
+            operations=size.operations,
+            budget=budget,
         )
-        # Output gradients, general gradients, one group's work.
-        pair = item * (
-            3 * tap_elements(self.graph) + self.general_size + largest_work(self.graph, self.groups)
-        )
-        soft = min(self._budget, _quick_bytes(self.function.forward_size.operations))
-        if self.batch * (sample + min(probes, _FEW_PROBES) * pair) <= soft:
-            # The whole batch runs forward once and is kept; its parts would, each time.
-            samples = self.batch
-        else:
-            samples = int(soft // (sample + min(probes, 64) * pair))
-        if samples < 1:
-            samples = int(self._budget // (sample + pair) > 0)
-        samples = max(1, min(self.batch, samples))
-        room = max(1, int((soft - samples * sample) // (samples * pair)))
-        most = max(1, int((self._budget - samples * sample) // (samples * pair)))
-        piece = max((len(piece.entries) for piece in self.graph.pieces), default=1)
-        # A piece of the state that nearly fits is better not cut.
-        return samples, min(piece, most) if room < piece <= 2 * room else room
 
     @property
     def general_size(self) -> int:
@@ -168,12 +155,12 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self._within_memory(lambda: self._squared_norms(z))
+        return self._portions.run(lambda: self._squared_norms(z), self.outputs, self._release)
 
     def _squared_norms(self, z: Tensor) -> Tensor:
         blocks = self.axes.to_samples(z)
         out = torch.zeros(z.shape[0], self.batch, dtype=torch.float64, device=z.device)
-        samples, probes = self._portions(z.shape[0])
+        samples, probes = self._portions.of(z.shape[0])
         for part, linear in self.linearizations(samples):
             for start in range(0, z.shape[0], probes):
                 rows = slice(start, min(start + probes, z.shape[0]))
@@ -190,12 +177,12 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self._within_memory(lambda: self._frobenius_squared(report))
+        return self._portions.run(lambda: self._frobenius_squared(report), self.outputs, self._release)
 
     def _frobenius_squared(self, report: Callable[[int, int], None] | None) -> Tensor:
         done = 0
         out = torch.zeros(self.batch, dtype=torch.float64, device=self.function.device)
-        samples, probes = self._portions(self.outputs)
+        samples, probes = self._portions.of(self.outputs)
         for part, linear in self.linearizations(samples):
             for job in jobs(self.graph.pieces, probes):
                 for factor in linear.pull_pieces(job):
@@ -206,28 +193,14 @@ class SampleJacobian:
         self.vjps += self.outputs
         return out
 
-    def _within_memory(self, work: Callable[[], Tensor]) -> Tensor:
-        """The work, in portions half as large each time that memory runs out."""
-        while True:
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self._portions(self.outputs) == (1, 1):
-                    raise MemoryError(
-                        "a single sample with a single probe does not fit into memory; free some, "
-                        "or use a model of lower precision"
-                    ) from error
-            # Outside the handler, so that the failed attempt's tensors are freed first.
-            self._whole = None
-            self._budget = min(self._budget, _quick_bytes(self.function.forward_size.operations)) // 2
+    def _release(self) -> None:
+        self._whole = None
 
     def _check(self) -> None:
         """By the quickest reverse pass that agrees with the model; the last resort must."""
         while True:
             try:
-                at_once, _ = self._portions(1)
+                at_once, _ = self._portions.of(1)
                 compared = min(self.batch, max(2, at_once))
                 return check_structure(self.function, self.axes, self.linearizations(at_once), compared)
             except Exception as error:
@@ -240,19 +213,6 @@ class SampleJacobian:
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _quick_bytes(operations: int) -> int:
-    """The size of a step that runs quickest: small for the caches, but large beside the calls' overhead.
-
-    Measured: a residual network (67 operations) is quickest at 64 MiB, an unrolled recurrence (555
-    operations) at 512 MiB.
-    """
-    return min(max(operations, 64), 512) << 20
-
-
-# So many probes at a time are quick enough.
-_FEW_PROBES = 4
 
 
 def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ntkscope.engines.torch.gradients.factors import Direct, Factor, Features, Outer, widened
 from ntkscope.engines.torch.jacobian import Jacobian
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET, take_half
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Linearization
 
@@ -225,18 +225,15 @@ def _panels(
     """
     count, start = len(sources[0]), 0
     while start < count:
-        panel: list[list[Block]] = []
-        size = 0
-        stop = start
-        for blocks in zip(*(source.blocks(start, count) for source in sources), strict=True):
-            panel.append(list(blocks))
-            stop += 1
-            size += sum(block.bytes for block in blocks)
-            if size > budget // 2:
-                break
-        followers = zip(*(source.blocks(stop, count) for source in sources), strict=True)
-        yield panel, (list(blocks) for blocks in followers)
-        start = stop
+        panel = take_half(_side_by_side(sources, start), lambda blocks: sum(b.bytes for b in blocks), budget)
+        start += len(panel)
+        yield panel, _side_by_side(sources, start)
+
+
+def _side_by_side(sources: Sequence[BlockSource], start: int) -> Iterator[list[Block]]:
+    """From a block on, the same block of every source."""
+    for blocks in zip(*(source.blocks(start, len(sources[0])) for source in sources), strict=True):
+        yield list(blocks)
 
 
 def _tile(left: Block, right: Block) -> Tensor:
