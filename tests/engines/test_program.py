@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope import NTK
-from ntkscope.engines.torch.gradients.factors import Factor
 from ntkscope.engines.torch.graph.groups import runs_of
 from ntkscope.engines.torch.reverse.autograd import AutogradReverse
 from ntkscope.engines.torch.reverse.written import cones, program
 from ntkscope.engines.torch.reverse.written.run import ProgramReverse
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
-from ntkscope.engines.torch.samples.linearization import Linearization
+from ntkscope.engines.torch.samples.linearization import Gradient, Linearization
 from reference import dense
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
 
@@ -90,11 +89,13 @@ def _both(structure: SampleJacobian) -> tuple[Linearization, Linearization]:
     return first, second
 
 
-def _same(found: list[Factor], expected: list[Factor]) -> None:
+def _same(found: list[Gradient], expected: list[Gradient]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.rows(), other.rows(), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(one.squared_norms(), other.squared_norms(), rtol=1e-9, atol=1e-12)
+        assert one.group == other.group
+        ours, theirs = one.factor, other.factor
+        torch.testing.assert_close(ours.rows(), theirs.rows(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(ours.squared_norms(), theirs.squared_norms(), rtol=1e-9, atol=1e-12)
 
 
 @each([case for case in INDEPENDENT if _is_written(case.shared()._sample_jacobian())])

@@ -30,7 +30,7 @@ class Group:
 
     Attributes:
         blocks: Their names.
-        uses: (number, roles of the parameters) of each use.
+        uses: (number, roles of the parameters) of each use; none for a parameter that takes the general way.
         stackable: Whether the uses are one operation at different positions.
     """
 

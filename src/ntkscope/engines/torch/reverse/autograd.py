@@ -50,8 +50,8 @@ class AutogradReverse:
         self.state: Tensor = state
         self.captured = [value.detach() for value in captured]
         self._pieces: tuple[Tensor, ...] = pieces
-        self._uses = len(taps)
-        self._leaves = [*taps, *general.values()]
+        self._taps = taps
+        self._general = general
 
     def of_state(self, z: Tensor) -> OutputGradients:
         """As :meth:`Reverse.of_state`."""
@@ -65,14 +65,15 @@ class AutogradReverse:
         return self._pull([target for target, _ in pairs], [probe for _, probe in pairs])
 
     def _pull(self, targets: list[Tensor], probes: list[Tensor]) -> OutputGradients:
-        if not targets or not self._leaves or not any(target.requires_grad for target in targets):
+        leaves = [*self._taps, *self._general.values()]
+        if not targets or not leaves or not any(target.requires_grad for target in targets):
             return OutputGradients({})
         # One probe alone needs no batch, whose overhead is felt where operations are small.
         batched = len(probes[0]) > 1
         with differentiable_operations():
             gradients = torch.autograd.grad(
                 targets,
-                self._leaves,
+                leaves,
                 probes if batched else [probe[0] for probe in probes],
                 is_grads_batched=batched,
                 retain_graph=True,
@@ -80,5 +81,7 @@ class AutogradReverse:
             )
         if not batched:
             gradients = tuple(None if g is None else g.unsqueeze(0) for g in gradients)
-        uses = {number: g for number, g in enumerate(gradients[: self._uses]) if g is not None}
-        return OutputGradients(uses, [g for g in gradients[self._uses :] if g is not None])
+        of_taps, of_general = gradients[: len(self._taps)], gradients[len(self._taps) :]
+        uses = {number: g for number, g in enumerate(of_taps) if g is not None}
+        general = {name: g for name, g in zip(self._general, of_general, strict=True) if g is not None}
+        return OutputGradients(uses, general)

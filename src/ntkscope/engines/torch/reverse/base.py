@@ -19,7 +19,7 @@ class OutputGradients:
 
     Attributes:
         uses: By the number of the use, shape (k, B, *output shape of one sample).
-        general: Gradients of the parameters that take the general way, shape (k, B, *shape).
+        general: Of the parameters that take the general way, by name, shape (k, B, *shape).
         parts: Where only a part of a use's output is reached: (axis, places), and its gradient is that of
             these places.
         runs: Several uses side by side where they are made so, shape (R, k, B, *output shape), by
@@ -27,7 +27,7 @@ class OutputGradients:
     """
 
     uses: Mapping[int, Tensor]
-    general: Sequence[Tensor] = ()
+    general: Mapping[str, Tensor] = field(default_factory=dict)
     runs: Mapping[tuple[int, ...], Tensor] = field(default_factory=dict)
     parts: Mapping[int, tuple[int, range]] = field(default_factory=dict)
 

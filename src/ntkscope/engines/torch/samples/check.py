@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.gradients.factors import square_sum
+from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED
 from ntkscope.engines.torch.samples.axes import SampleAxes, StructureError
@@ -40,18 +41,19 @@ def check_structure(
     """
     try:
         probe, expected = _gradient_of_batch(function, axes, samples)
-        sums: list[Tensor] = []
+        sums: dict[Group, Tensor] = {}
         for part, linear in parts:
             _check_values(function, axes, linear.state, part)
             if part.start < samples:
-                own = [factor.summed() for factor in linear.pull(probe[:, part.start : part.stop])]
-                sums = [a + b for a, b in zip(sums, own, strict=True)] if sums else own
+                for gradient in linear.pull(probe[:, part.start : part.stop]):
+                    own = gradient.factor.summed()
+                    sums[gradient.group] = sums[gradient.group] + own if gradient.group in sums else own
     except (RuntimeError, NotImplementedError) as error:
         if is_out_of_memory(error):
             raise
         line = (str(error).splitlines() or [""])[0]
         raise StructureError(f"the model cannot run sample by sample ({line})") from error
-    found = sum(float(square_sum(total)) for total in sums)
+    found = sum(float(square_sum(total)) for total in sums.values())
     if not abs(found - expected) <= _GRADIENT_TOLERANCE[function.dtype] * max(found, expected):
         raise StructureError(
             "the gradients of single samples do not add up to the gradient of the batch: samples are "

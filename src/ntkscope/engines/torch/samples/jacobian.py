@@ -164,8 +164,8 @@ class SampleJacobian:
         for part, linear in self.linearizations(samples):
             for start in range(0, z.shape[0], probes):
                 rows = slice(start, min(start + probes, z.shape[0]))
-                for factor in linear.pull(blocks[rows, part.start : part.stop]):
-                    out[rows, part.start : part.stop] += factor.squared_norms()
+                for gradient in linear.pull(blocks[rows, part.start : part.stop]):
+                    out[rows, part.start : part.stop] += gradient.factor.squared_norms()
         self.vjps += z.shape[0]
         return out
 
@@ -185,8 +185,9 @@ class SampleJacobian:
         samples, probes = self._portions.of(self.outputs)
         for part, linear in self.linearizations(samples):
             for job in jobs(self.graph.pieces, probes):
-                for factor in linear.pull_pieces(job):
-                    out[part.start : part.stop] += factor.squared_norms().sum(0, dtype=torch.float64)
+                for gradient in linear.pull_pieces(job):
+                    norms = gradient.factor.squared_norms()
+                    out[part.start : part.stop] += norms.sum(0, dtype=torch.float64)
                 done += sum(len(entries) for _, entries in job) * len(part)
                 if report is not None:
                     report(done, self.outputs * self.batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +21,20 @@ from ntkscope.engines.torch.graph.opened import Graph, Use
 from ntkscope.engines.torch.reverse.base import OutputGradients, Reverse
 from ntkscope.engines.torch.rules.base import Arguments
 
-__all__ = ["Linearization"]
+__all__ = ["Gradient", "Linearization"]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of some parameters for every probe and sample: what to sum over is the reader's choice.
+
+    Attributes:
+        group: The parameters.
+        factor: Their gradient, for k probes and B samples.
+    """
+
+    group: Group
+    factor: Factor
 
 
 class Linearization:
@@ -30,6 +44,7 @@ class Linearization:
         self._graph = graph
         self._groups = groups
         self._reverse = reverse
+        self._general = {name: Group((name,), uses=()) for name in graph.general}
         self._stacks: dict[Group, dict[str, Tensor]] = {}
 
     @property
@@ -37,25 +52,32 @@ class Linearization:
         """The state, shape (B, *state of one sample)."""
         return self._reverse.state
 
-    def pull(self, z: Tensor) -> list[Factor]:
-        """The gradients J_bᵀz_b, one factor a parameter group: z has shape (k, B, *state of one sample)."""
-        return self._factors(self._reverse.of_state(z.reshape(z.shape[0], *self.state.shape)))
+    def pull(self, z: Tensor) -> list[Gradient]:
+        """The gradients J_bᵀz_b, one for each parameter group that is reached.
 
-    def pull_pieces(self, pieces: Sequence[tuple[int, Tensor]]) -> list[Factor]:
+        Args:
+            z: Shape (k, B, *state of one sample).
+        """
+        return self._by_group(self._reverse.of_state(z.reshape(z.shape[0], *self.state.shape)))
+
+    def pull_pieces(self, pieces: Sequence[tuple[int, Tensor]]) -> list[Gradient]:
         """The gradients of single outputs, the same for every sample.
 
         Args:
             pieces: (number of the piece, its entries) for each piece; one probe an entry.
         """
-        return self._factors(self._reverse.of_pieces(pieces))
+        return self._by_group(self._reverse.of_pieces(pieces))
 
-    def _factors(self, gradients: OutputGradients) -> list[Factor]:
-        factors: list[Factor] = [Direct(g.reshape(*g.shape[:2], -1)) for g in gradients.general]
+    def _by_group(self, gradients: OutputGradients) -> list[Gradient]:
+        found = [
+            Gradient(self._general[name], Direct(g.reshape(*g.shape[:2], -1)))
+            for name, g in gradients.general.items()
+        ]
         for group in self._groups:
             factor = self._factor(group, gradients)
             if factor is not None:
-                factors.append(factor)
-        return factors
+                found.append(Gradient(group, factor))
+        return found
 
     def _factor(self, group: Group, gradients: OutputGradients) -> Factor | None:
         present = [index for index, (number, _) in enumerate(group.uses) if number in gradients.uses]

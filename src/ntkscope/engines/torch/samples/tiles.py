@@ -113,7 +113,7 @@ class SampleRows:
         probes[torch.arange(len(outputs)), torch.arange(outputs.start, outputs.stop)] = 1
         block = probes.unsqueeze(1).expand(-1, len(samples), -1)
         total = jacobian.batch * jacobian.outputs
-        factors = [factor.settled(total) for factor in linear.pull(block)]
+        factors = [gradient.factor.settled(total) for gradient in linear.pull(block)]
         if not factors:
             # A state that no parameter reaches.
             factors = [Direct(linear.state.new_zeros(len(outputs), len(samples), 1))]

@@ -64,4 +64,4 @@ class ProgramReverse:
         layout = program.layout
         uses = {n: tape.of(use) for n in reach.uses if (use := layout.tapped[n]) is not None}
         parts = {n: (layout.parted[n].axis, places) for n, places in reach.parts.items()}
-        return OutputGradients(uses, (), tape.runs, parts)
+        return OutputGradients(uses, runs=tape.runs, parts=parts)
