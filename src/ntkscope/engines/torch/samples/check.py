@@ -81,7 +81,7 @@ def _gradient_of_batch(function: StateFunction, axes: SampleAxes, samples: int) 
     axes, inputs = axes.first(function.inputs, samples)
     leaves = {name: value.clone().requires_grad_() for name, value in function.parameters.items()}
     with torch.enable_grad(), function.operations():
-        state = function.replace_inputs(inputs)(leaves)
+        state = function(leaves, inputs)
         z = torch.randn(state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64)
         z = z.to(state.device, state.dtype)
         gradients = (
