@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ntkscope import NTK
 from ntkscope.engines.torch.graph.groups import runs_of
 from ntkscope.engines.torch.reverse.autograd import AutogradReverse
-from ntkscope.engines.torch.reverse.written import cones, program
+from ntkscope.engines.torch.reverse.written import pointwise, program
 from ntkscope.engines.torch.reverse.written.run import ProgramReverse
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Gradient, Linearization
@@ -55,10 +55,10 @@ def test_what_only_autograd_knows_has_none(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("gru", 5), ("lstm-batch-first", 11), ("mlp", 2)])
-def test_a_step_of_a_recurrence_is_a_few_cones(name: str, expected: int) -> None:
+def test_a_step_of_a_recurrence_is_a_few_fused_operations(name: str, expected: int) -> None:
     # Of an LSTM: the sum that is split into gates (not of the first step, whose hidden part is constant),
     # the cell's state, which two operations use, and the hidden state.
-    assert len(_programmed(_structure(name)).cones) == expected
+    assert len(_programmed(_structure(name)).fused) == expected
 
 
 def test_early_outputs_are_pulled_back_through_earlier_steps_alone() -> None:
@@ -229,13 +229,13 @@ def test_recurrences_on_recurrences(model: nn.Module) -> None:
 def test_a_program_that_disagrees_with_the_model_is_left_for_autograd(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = cones.Alike.slopes
+    right = pointwise.IdenticalPointwise.slopes
 
     def wrong(*args: Any) -> Any:
         found = right(*args).items()
         return {node: tuple(None if s is None else s * 1.01 for s in slopes) for node, slopes in found}
 
-    monkeypatch.setattr(cones.Alike, "slopes", wrong)
+    monkeypatch.setattr(pointwise.IdenticalPointwise, "slopes", wrong)
     ntk, expected = BY_NAME["mlp"].ntk(), BY_NAME["mlp"].dense()
     assert "the written-out one fails: the gradients of single" in ntk._sample_jacobian().describe()
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
@@ -245,7 +245,7 @@ def test_a_program_that_fails_is_left_for_autograd(monkeypatch: pytest.MonkeyPat
     def fails(*args: Any) -> Any:
         raise IndexError
 
-    monkeypatch.setattr(cones.Alike, "slopes", fails)
+    monkeypatch.setattr(pointwise.IdenticalPointwise, "slopes", fails)
     ntk, expected = BY_NAME["gru"].ntk(), BY_NAME["gru"].dense()
     assert "the written-out one fails: IndexError" in ntk._sample_jacobian().describe()
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)

@@ -169,7 +169,7 @@ class SampleJacobian:
         self.vjps += z.shape[0]
         return out
 
-    def frobenius_squared(self, report: Callable[[int, int], None] | None = None) -> Tensor:
+    def frobenius_squared(self, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """‖J_b‖²_F for every sample, exactly, in float64: shape (B,), by s one-hot probes.
 
         Outputs that a recurrence computes early are pulled back through the steps before them alone.
@@ -177,9 +177,9 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self._portions.run(lambda: self._frobenius_squared(report), self.outputs, self._release)
+        return self._portions.run(lambda: self._frobenius_squared(progress), self.outputs, self._release)
 
-    def _frobenius_squared(self, report: Callable[[int, int], None] | None) -> Tensor:
+    def _frobenius_squared(self, progress: Callable[[int, int], None] | None) -> Tensor:
         done = 0
         out = torch.zeros(self.batch, dtype=torch.float64, device=self.function.device)
         samples, probes = self._portions.of(self.outputs)
@@ -189,8 +189,8 @@ class SampleJacobian:
                     norms = gradient.factor.squared_norms()
                     out[part.start : part.stop] += norms.sum(0, dtype=torch.float64)
                 done += sum(len(entries) for _, entries in job) * len(part)
-                if report is not None:
-                    report(done, self.outputs * self.batch)
+                if progress is not None:
+                    progress(done, self.outputs * self.batch)
         self.vjps += self.outputs
         return out
 

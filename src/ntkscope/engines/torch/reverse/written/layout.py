@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["Layout", "Parting", "Reach"]
+__all__ = ["Layout", "Reach", "SplitOutput"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Reach:
     Attributes:
         order: The nodes, last first.
         uses: The numbers of the uses.
-        parts: Of the parted uses, which parts.
+        parts: Of the uses in ``Layout.split_outputs``, which parts.
     """
 
     order: tuple[fx.Node, ...]
@@ -27,16 +27,16 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Parting:
+class SplitOutput:
     """A use whose output falls into parts along an axis (the inputs' gates of a recurrence, into steps).
 
     Attributes:
-        split: The operation.
+        operation: The one that takes it apart.
         axis: Of the output of one sample.
         parts: The nodes of the parts by their places.
     """
 
-    split: fx.Node
+    operation: fx.Node
     axis: int
     parts: Mapping[int, fx.Node]
 
@@ -48,11 +48,11 @@ class Layout:
     Attributes:
         tapped: Node whose gradient is the δ of each use; ``None`` where the use is dead.
         views: From the gradient of a node's first argument to its own, where that is a view of it.
-        parted: By the number of the use.
+        split_outputs: By the number of the use.
         runs: Numbers of uses whose gradients lie side by side; none is in two runs.
     """
 
     tapped: Sequence[fx.Node | None]
     views: Mapping[fx.Node, Callable[[Any], Any]]
-    parted: Mapping[int, Parting]
+    split_outputs: Mapping[int, SplitOutput]
     runs: Sequence[tuple[int, ...]]

@@ -11,7 +11,7 @@ from torch.func import vmap
 from ntkscope.engines.torch.modes import differentiable_operations
 from ntkscope.engines.torch.reverse.base import OutputGradients, one_hot_probes
 from ntkscope.engines.torch.reverse.written.program import Program
-from ntkscope.engines.torch.reverse.written.tape import Tape
+from ntkscope.engines.torch.reverse.written.store import GradientStore
 
 __all__ = ["ProgramReverse"]
 
@@ -53,15 +53,15 @@ class ProgramReverse:
         if not reach.order:
             return OutputGradients({})
         first = next(iter(seeds.values()))
-        tape = Tape(program.layout, reach, (first.shape[0], first.shape[1]), self.state)
+        store = GradientStore(program.layout, reach, (first.shape[0], first.shape[1]), self.state)
         for node, seed in seeds.items():
-            tape.give(node, seed)
+            store.give(node, seed)
         for passed in reach.order:
             step = self._steps.get(passed)
             if step is not None:
-                step(tape)
-        tape.finish()
+                step(store)
+        store.finish()
         layout = program.layout
-        uses = {n: tape.of(use) for n in reach.uses if (use := layout.tapped[n]) is not None}
-        parts = {n: (layout.parted[n].axis, places) for n, places in reach.parts.items()}
-        return OutputGradients(uses, runs=tape.runs, parts=parts)
+        uses = {n: store.of(use) for n in reach.uses if (use := layout.tapped[n]) is not None}
+        parts = {n: (layout.split_outputs[n].axis, places) for n, places in reach.parts.items()}
+        return OutputGradients(uses, runs=store.runs, parts=parts)
