@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ntkscope import measure as routes
 from ntkscope.engines.torch import Jacobian, StateFunction
+from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap, ReverseMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
-from ntkscope.engines.torch.samples.axes import BatchDim, StructureError
+from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntkscope import NTK
+from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.opened import Graph, trace
-from ntkscope.engines.torch.samples.axes import StructureError
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian, jobs
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
 

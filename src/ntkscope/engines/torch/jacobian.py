@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from ntkscope.engines.torch.errors import first_line
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks, is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
 from ntkscope.engines.torch.state import Parameters, StateFunction
@@ -205,10 +206,9 @@ class Jacobian:
             except (NotImplementedError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
-                line = (str(error).splitlines() or [""])[0]
                 raise NotImplementedError(
                     f"products Ju are not possible, since an operation of the model has neither a forward "
-                    f"mode nor a second derivative ({line}); use what needs reverse mode alone: "
+                    f"mode nor a second derivative ({first_line(error)}); use what needs reverse mode alone: "
                     "method='exact', 'per-sample', 'gram' or 'rhutch'"
                 ) from error
         return lambda u: transpose(u, retain_graph=True)[0]

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ntkscope.engines.torch.errors import StructureError, first_line
 from ntkscope.engines.torch.graph.recorder import record
 from ntkscope.engines.torch.reverse.written.transposes import SPLITS, name_of
 from ntkscope.engines.torch.rules.base import Rule, find_rule
-from ntkscope.engines.torch.samples.axes import StructureError
 
 __all__ = ["Graph", "Piece", "Use", "trace"]
 
@@ -126,8 +126,8 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
         raise
     except Exception as error:
         # Recording runs the user's code under torch's inner modes; whatever it raises means: no graph.
-        line = (str(error).splitlines() or [""])[0]
-        raise StructureError(f"the model cannot be traced ({type(error).__name__}: {line})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise StructureError(f"the model cannot be traced ({reason})") from error
     return _Opening(graph, constants, names).graph()
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
+
+from ntkscope.engines.torch.probes import one_hot
 
 __all__ = ["OutputGradients", "Reverse", "one_hot_probes"]
 
@@ -64,8 +65,8 @@ def one_hot_probes(pieces: Sequence[tuple[int, Tensor]], targets: Sequence[Tenso
     probes = []
     start = 0
     for (_, entries), target in zip(pieces, targets, strict=True):
-        probe = target.new_zeros(count, math.prod(target.shape[1:]))
-        probe[torch.arange(start, start + len(entries)), entries] = 1
+        shape = target.shape[1:]
+        probe = one_hot(entries, math.prod(shape), target.dtype, target.device, start, count)
         start += len(entries)
-        probes.append(probe.reshape(count, 1, *target.shape[1:]).expand(count, *target.shape))
+        probes.append(probe.reshape(count, 1, *shape).expand(count, *target.shape))
     return probes

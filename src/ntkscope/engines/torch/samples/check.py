@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ntkscope.engines.torch.errors import StructureError, first_line
 from ntkscope.engines.torch.gradients.factors import square_sum
 from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED
-from ntkscope.engines.torch.samples.axes import SampleAxes, StructureError
+from ntkscope.engines.torch.samples.axes import SampleAxes
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.state import StateFunction
 
@@ -51,8 +52,7 @@ def check_structure(
     except (RuntimeError, NotImplementedError) as error:
         if is_out_of_memory(error):
             raise
-        line = (str(error).splitlines() or [""])[0]
-        raise StructureError(f"the model cannot run sample by sample ({line})") from error
+        raise StructureError(f"the model cannot run sample by sample ({first_line(error)})") from error
     found = sum(float(square_sum(total)) for total in sums.values())
     if not abs(found - expected) <= _GRADIENT_TOLERANCE[function.dtype] * max(found, expected):
         raise StructureError(

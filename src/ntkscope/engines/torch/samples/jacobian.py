@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ntkscope.engines.torch.errors import StructureError, first_line
 from ntkscope.engines.torch.graph.groups import (
     gradient_flops,
     groups_of,
@@ -21,7 +22,7 @@ from ntkscope.engines.torch.graph.groups import (
 from ntkscope.engines.torch.graph.opened import Graph, Piece, trace
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Portions, is_out_of_memory
 from ntkscope.engines.torch.reverse.pick import pick_reverse
-from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes, StructureError
+from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes
 from ntkscope.engines.torch.samples.check import check_structure
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.state import StateFunction
@@ -205,15 +206,11 @@ class SampleJacobian:
                 compared = min(self.batch, max(2, at_once))
                 return check_structure(self.function, self.axes, self.linearizations(at_once), compared)
             except Exception as error:
-                fallback = self._reverse.given_up(_reason(error))
+                fallback = self._reverse.given_up(first_line(error))
                 if fallback is None or is_out_of_memory(error):
                     raise
             # An operation that is not what its name says: what autograd says of it holds.
             self._reverse, self._whole = fallback, None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from ntkscope.engines.torch.errors import StructureError, first_line
 from ntkscope.engines.torch.memory import is_out_of_memory, samples_and_probes
 from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
-from ntkscope.engines.torch.samples.axes import StructureError
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 
 __all__ = ["SampleTangents"]
@@ -97,8 +97,9 @@ class SampleTangents:
             except (NotImplementedError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
-                line = (str(error).splitlines() or [""])[0]
-                raise StructureError(f"an operation of the model has no forward mode ({line})") from error
+                raise StructureError(
+                    f"an operation of the model has no forward mode ({first_line(error)})"
+                ) from error
             z = torch.randn(forward.shape, generator=generator, dtype=torch.float64)
             z = z.to(function.device, function.dtype)
             backward = self._pull(leaves, z)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ntkscope.engines.torch.gradients.factors import Direct, Factor, Features, Outer, widened
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, take_half
+from ntkscope.engines.torch.probes import one_hot
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Linearization
 
@@ -107,16 +108,14 @@ class SampleRows:
 
     def _block(self, linear: Linearization, samples: range, outputs: range) -> RowBlock:
         jacobian = self._jacobian
-        probes = torch.zeros(
-            len(outputs), jacobian.outputs, dtype=linear.state.dtype, device=linear.state.device
-        )
-        probes[torch.arange(len(outputs)), torch.arange(outputs.start, outputs.stop)] = 1
+        state, places = linear.state, torch.arange(outputs.start, outputs.stop)
+        probes = one_hot(places, jacobian.outputs, state.dtype, state.device)
         block = probes.unsqueeze(1).expand(-1, len(samples), -1)
         total = jacobian.batch * jacobian.outputs
         factors = [gradient.factor.settled(total) for gradient in linear.pull(block)]
         if not factors:
             # A state that no parameter reaches.
-            factors = [Direct(linear.state.new_zeros(len(outputs), len(samples), 1))]
+            factors = [Direct(state.new_zeros(len(outputs), len(samples), 1))]
         index = self._index[samples.start : samples.stop, outputs.start : outputs.stop].T
         jacobian.vjps += len(outputs) * len(samples) / jacobian.batch
         return RowBlock(index, factors)
@@ -147,8 +146,7 @@ class WholeRows:
         n, function = self._jacobian.shape[0], self._jacobian.function
         for number in range(start, stop):
             index = torch.arange(number * self._rows, min((number + 1) * self._rows, n))
-            probes = torch.zeros(len(index), n, dtype=function.dtype, device=function.device)
-            probes[torch.arange(len(index)), index] = 1
+            probes = one_hot(index, n, function.dtype, function.device)
             yield RowBlock(index.unsqueeze(1), [Direct(self._jacobian.vjp(probes).unsqueeze(1))])
 
 
