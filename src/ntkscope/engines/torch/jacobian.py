@@ -160,14 +160,17 @@ class Jacobian:
 
     def _vectorize(self, together: Callable[[], Any], one_by_one: Callable[[], Any]) -> Any:
         """All rows together, or one after the other if an operation does not allow that."""
-        if self._vectorized:
-            try:
-                return together()
-            except RuntimeError as error:
-                if is_out_of_memory(error) or "vmap" not in str(error):
-                    raise
-                self._vectorized = False
-        return one_by_one()
+        if not self._vectorized:
+            return one_by_one()
+        try:
+            return together()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+        # Operations refuse a batch in many words: whether single rows pass is what tells.
+        rows = one_by_one()
+        self._vectorized = False
+        return rows
 
     def _push_forward(self, u: Parameters) -> Tensor:
         return jvp(self.function, (self.function.parameters,), (u,))[1]
