@@ -294,5 +294,5 @@ def test_the_cost_counts_every_product_of_the_kernel() -> None:
     assert (ntk.cost.vjps, ntk.cost.jvps) == (2, 1)
     before = ntk.cost
     spent = [ntk.matvec(torch.ones(ntk.n, 4)), ntk.trace(method="per-sample", products=3)][1].cost
-    assert ntk.cost - before == Cost(vjps=4 + spent.vjps, jvps=4 + spent.jvps)
+    assert ntk.cost - before == Cost(products=4, vjps=4 + spent.vjps, jvps=4 + spent.jvps)
     assert spent.vjps > 0

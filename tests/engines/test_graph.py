@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntkscope import NTK
+from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.opened import Graph, trace
-from ntkscope.engines.torch.samples.axes import StructureError
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian, jobs
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
 
@@ -162,8 +162,8 @@ def test_pieces_have_the_gradients_of_the_state(case: Case) -> None:
     rows = (jacobian[structure.axes.state_index()] ** 2).sum(2)
     for number, piece in enumerate(structure.graph.pieces):
         for entry, output in zip(piece.entries, piece.index, strict=True):
-            factors = linear.pull_pieces([(number, entry.reshape(1))])
-            found = sum(factor.squared_norms()[0] for factor in factors)
+            gradients = linear.pull_pieces([(number, entry.reshape(1))])
+            found = sum(gradient.factor.squared_norms()[0] for gradient in gradients)
             torch.testing.assert_close(found, rows[:, output], rtol=1e-9, atol=1e-12)
 
 

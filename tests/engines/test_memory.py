@@ -46,8 +46,8 @@ def peak(work):
 
 def at_once(jacobian):
     probes = torch.eye(jacobian.outputs).unsqueeze(1).expand(-1, jacobian.batch, -1)
-    factors = jacobian.linearize(range(jacobian.batch)).pull(probes)
-    return float(sum(factor.squared_norms().sum() for factor in factors))
+    gradients = jacobian.linearize(range(jacobian.batch)).pull(probes)
+    return float(sum(gradient.factor.squared_norms().sum() for gradient in gradients))
 
 name, budget = sys.argv[1], int(sys.argv[2])
 make, shape = MODELS[name]

@@ -184,7 +184,7 @@ def test_the_whole_batch_runs_forward_once_and_parts_each_time() -> None:
 def test_steps_grow_with_the_budget(case: Case) -> None:
     work = []
     for budget in (1, 10_000, 100_000, 1_000_000, 1 << 30):
-        samples, probes = case.ntk(memory_budget=budget).engine.samples().jacobian._portions(100)
+        samples, probes = case.ntk(memory_budget=budget).engine.samples().jacobian._portions.of(100)
         assert 1 <= samples <= case.shared().engine.samples().jacobian.batch
         assert probes >= 1
         work.append(samples * probes)
@@ -201,12 +201,31 @@ def test_pulled_back_factors_sum_to_the_gradient_of_the_batch(case: Case) -> Non
     structure = ntk.engine.samples().jacobian
     z = _random(3, ntk.n)
     linear = structure.linearize(range(structure.batch))
-    factors = linear.pull(structure.axes.to_samples(z))
+    factors = [gradient.factor for gradient in linear.pull(structure.axes.to_samples(z))]
     found = sum((factor.summed() ** 2).sum(1) for factor in factors)
     torch.testing.assert_close(found, (ntk.vjp(z.T) ** 2).sum(0))
     assert all(factor.probes == 3 for factor in factors)
     reached = sum(factor.row_size() for factor in factors)
     assert reached == ntk.n_params
+
+
+@each([*VARIED, "matmul-by-hand", "prelu"])
+def test_gradients_are_known_by_their_parameters(case: Case) -> None:
+    ntk = case.shared()
+    structure, jacobian = ntk.engine.samples().jacobian, case.dense().jacobian
+    linear, graph = structure.linearize(range(structure.batch)), structure.graph
+    probes = torch.eye(structure.outputs, dtype=torch.float64).unsqueeze(1).expand(-1, structure.batch, -1)
+    found: dict[frozenset[str], Tensor] = {}
+    for gradient in linear.pull(probes):
+        names = frozenset(graph.blocks.get(block, block) for block in gradient.group.blocks)
+        found[names] = found.get(names, 0) + gradient.factor.squared_norms().T
+    sizes = [value.numel() for value in structure.function.parameters.values()]
+    columns = dict(zip(structure.function.parameters, jacobian.split(sizes, dim=1), strict=True))
+    index = structure.axes.state_index()
+    for names, norms in found.items():
+        expected = sum((columns[name] ** 2).sum(1) for name in names)
+        torch.testing.assert_close(norms, expected[index], rtol=1e-9, atol=1e-12)
+    assert frozenset().union(*found) == set(structure.function.parameters)
 
 
 @each(VARIED)

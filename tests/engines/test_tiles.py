@@ -10,11 +10,11 @@ from torch import nn
 
 from inside import moments_by
 from ntkscope import NTK
-from ntkscope.engines.torch.gradients.factors import Direct, Features, Outer
+from ntkscope.engines.torch.gradients.factors import Direct, Outer
 from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.samples.tiles import (
-    Block,
     BlockSource,
+    RowBlock,
     SampleRows,
     WholeRows,
     dense_kernel,
@@ -48,7 +48,7 @@ class Counted:
     def __len__(self) -> int:
         return len(self.source)
 
-    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+    def blocks(self, start: int, stop: int) -> Iterator[RowBlock]:
         for block in self.source.blocks(start, stop):
             self.computed += 1
             yield block
@@ -129,7 +129,7 @@ def test_kernels_of_models_that_take_other_blocks() -> None:
 def test_a_block_knows_its_memory() -> None:
     index = torch.zeros(2, 3, dtype=torch.long)
     delta, features = torch.zeros(2, 3, 1, 4, 5), torch.zeros(3, 1, 4, 700)
-    block = Block(index, [Outer(delta, Features(features)), Direct(torch.zeros(2, 3, 11))])
+    block = RowBlock(index, [Outer(delta, Features(features)), Direct(torch.zeros(2, 3, 11))])
     assert block.bytes == 4 * (delta.numel() + features.numel() + 66)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks
-from ntkscope.engines.torch.meter import is_out_of_memory
+from ntkscope.engines.torch.errors import first_line
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks, is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
 from ntkscope.engines.torch.state import Parameters, StateFunction
 from ntkscope.operators.ledger import Ledger
@@ -164,14 +164,17 @@ class Jacobian:
 
     def _vectorize(self, together: Callable[[], Any], one_by_one: Callable[[], Any]) -> Any:
         """All rows together, or one after the other if an operation does not allow that."""
-        if self._vectorized:
-            try:
-                return together()
-            except RuntimeError as error:
-                if is_out_of_memory(error) or "vmap" not in str(error):
-                    raise
-                self._vectorized = False
-        return one_by_one()
+        if not self._vectorized:
+            return one_by_one()
+        try:
+            return together()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+        # Operations refuse a batch in many words: whether single rows pass is what tells.
+        rows = one_by_one()
+        self._vectorized = False
+        return rows
 
     def _push_forward(self, u: Parameters) -> Tensor:
         return jvp(self.function, (self.function.parameters,), (u,))[1]
@@ -210,10 +213,9 @@ class Jacobian:
             except (NotImplementedError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
-                line = (str(error).splitlines() or [""])[0]
                 raise NotImplementedError(
                     f"products Ju are not possible, since an operation of the model has neither a forward "
-                    f"mode nor a second derivative ({line}); use what needs reverse mode alone: "
+                    f"mode nor a second derivative ({first_line(error)}); use what needs reverse mode alone: "
                     "method='exact', 'per-sample', 'gram' or 'rhutch'"
                 ) from error
         return lambda u: transpose(u, retain_graph=True)[0]

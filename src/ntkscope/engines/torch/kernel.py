@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ntkscope.engines.base import Directions, Machine, Refusal, Sizes
 from ntkscope.engines.torch import machine
+from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
-from ntkscope.engines.torch.samples.axes import BatchDim, StructureError
+from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel, kernel_inner_products

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["ForwardMeter", "ForwardSize", "is_out_of_memory"]
+__all__ = ["ForwardMeter", "ForwardSize"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,3 @@ class ForwardMeter(TorchDispatchMode):
     def size(self) -> ForwardSize:
         """What was counted."""
         return ForwardSize(self._operations, self._elements, int(self._flops))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of torch says that memory ran out."""
-    # The CPU's allocator raises a bare RuntimeError, with other words on Windows than elsewhere.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
-    )

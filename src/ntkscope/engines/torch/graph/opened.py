@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ntkscope.engines.torch.errors import StructureError, first_line
 from ntkscope.engines.torch.graph.operators import (
     arguments_of,
     name_of,
@@ -26,7 +27,6 @@ from ntkscope.engines.torch.graph.operators import (
 from ntkscope.engines.torch.graph.pieces import Piece, pieces_of
 from ntkscope.engines.torch.graph.recorder import record
 from ntkscope.engines.torch.rules import Rule, find_rule
-from ntkscope.engines.torch.samples.axes import StructureError
 
 __all__ = ["Graph", "Use", "trace"]
 
@@ -105,8 +105,8 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
         raise
     except Exception as error:
         # Recording runs the user's code under torch's inner modes; whatever it raises means: no graph.
-        line = (str(error).splitlines() or [""])[0]
-        raise StructureError(f"the model cannot be traced ({type(error).__name__}: {line})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise StructureError(f"the model cannot be traced ({reason})") from error
     return _Opening(graph, constants, names).graph()
 
 

@@ -17,7 +17,7 @@ from torch._dispatch.python import enable_pre_dispatch, enable_python_dispatcher
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils import _pytree as pytree
 
-from ntkscope.engines.torch.samples.axes import StructureError
+from ntkscope.engines.torch.errors import StructureError
 
 __all__ = ["record"]
 
