@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -13,11 +14,24 @@ from torch.utils import _pytree as pytree
 
 from ntkscope.engines.torch.capture import LayerTap, as_arguments, check_state, checked_inputs, snapshot
 from ntkscope.engines.torch.meter import ForwardMeter
-from ntkscope.engines.torch.modes import differentiable_operations, has_recurrence
+from ntkscope.engines.torch.modes import CHECK_SEED, differentiable_operations, has_recurrence
 
-__all__ = ["Parameters", "StateFunction"]
+__all__ = ["Parameters", "StateFunction", "Witness"]
 
 Parameters: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Witness:
+    """One backward pass through the model, which every other way to its gradients must agree with.
+
+    Attributes:
+        probe: z, of the state's shape.
+        gradients: Jᵀz by parameter; ``None`` where no path leads to it.
+    """
+
+    probe: Tensor
+    gradients: dict[str, Tensor | None]
 
 
 class StateFunction:
@@ -77,6 +91,7 @@ class StateFunction:
                 "set requires_grad=True on the parameters that you want in θ"
             )
         self.inputs = checked_inputs(inputs, detach)
+        self._witness: Witness | None = None
         self.state = self._first_state()
         self.output_shape = tuple(self.state.shape)
 
@@ -123,6 +138,23 @@ class StateFunction:
         """The context in which the forward pass and its derivatives run."""
         with differentiable_operations(recurrent=self._recurrent):
             yield
+
+    def witness(self) -> Witness:
+        """One backward pass of a random z through the whole batch; run once."""
+        if self._witness is None:
+            leaves = {
+                name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()
+            }
+            generator = torch.Generator().manual_seed(CHECK_SEED)
+            with torch.enable_grad(), self.operations():
+                state = self(leaves)
+                z = torch.randn(state.shape, generator=generator, dtype=torch.float64)
+                z = z.to(state.device, state.dtype)
+                found: Sequence[Tensor | None] = [None] * len(leaves)
+                if state.requires_grad:
+                    found = torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True)
+            self._witness = Witness(z, dict(zip(leaves, found, strict=True)))
+        return self._witness
 
     @torch.no_grad()
     def _first_state(self) -> Tensor:
