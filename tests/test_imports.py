@@ -18,7 +18,7 @@ ROOT = Path(ntkscope.__file__).parent
 # line know nothing of each other.
 LAYERS: list[set[str]] = [
     {"errors", "results"},
-    {"settings", "files"},
+    {"settings", "files", "data"},
     {"operators", "progress"},
     {"runs"},
     {"metrics", "engines"},

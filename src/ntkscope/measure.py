@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,11 @@ def plan(operators: Sequence[Any], quantity: str, rtol: float) -> Plan:
     if not wanted:
         # An alignment without another kernel costs what the norm does.
         wanted = [("frobenius_norm", (0,))]
-    return make_plan(quantity, Problem(tuple(operators), moments_of(wanted), rtol))
+    problem = Problem(tuple(operators), moments_of(wanted), rtol)
+    with contextlib.ExitStack() as stack:
+        for engine in problem.engines or ():
+            stack.enter_context(engine.session())
+        return make_plan(quantity, problem)
 
 
 def _wanted(metrics: Iterable[str], kernel: int, others: Iterable[int]) -> tuple[Wanted, ...]:
@@ -177,7 +182,10 @@ def _run(request: Request, options: Options, form: Callable[[list[Estimate], Cos
     problem = request.problem(options)
     meter = Meter(problem.ledgers())
     spent_before = request.trace_run.cost if isinstance(request.trace_run, Estimate) else Cost()
-    with progress_bar(options.progress, request.quantity) as listener:
+    with contextlib.ExitStack() as stack:
+        for engine in problem.engines or ():
+            stack.enter_context(engine.session())
+        listener = stack.enter_context(progress_bar(options.progress, request.quantity))
         way, start = _start(request, problem, options, listener)
 
         def finish(source: MomentSource, name: str, seed: int | None) -> Any:

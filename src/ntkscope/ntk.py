@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, Unpack
 import numpy as np
 
 from ntkscope import measure
-from ntkscope.engines.base import Engine, Refusal
+from ntkscope.engines.base import Engine, Refusal, Samples
 from ntkscope.engines.pick import make_engine
 from ntkscope.metrics import METRICS, STANDARD
 from ntkscope.operators.space import Factor
@@ -189,7 +189,8 @@ class NTK:
         Raises:
             ValueError: If the first axis of ``v`` is not n.
         """
-        return self.engine.kernel_map() @ v
+        with self.engine.session():
+            return self.engine.kernel_map() @ v
 
     def __matmul__(self, v: Any) -> Any:
         return self.matvec(v)
@@ -199,15 +200,18 @@ class NTK:
 
         The parameters are flattened and put one after the other as ``named_parameters`` lists them.
         """
-        return self.engine.map().T @ z
+        with self.engine.session():
+            return self.engine.map().T @ z
 
     def jvp(self, u: Any) -> Any:
         """Ju: shape (p,) or (p, k), to (n,) or (n, k); one forward product a column."""
-        return self.engine.map() @ u
+        with self.engine.session():
+            return self.engine.map() @ u
 
     def to_dense(self) -> Any:
         """K itself, shape (n, n), exactly, in tiles; n² numbers of memory."""
-        return self.engine.dense()
+        with self.engine.session():
+            return self.engine.dense()
 
     def to_scipy(self) -> Any:
         """K as a ``scipy.sparse.linalg.LinearOperator``."""
@@ -389,12 +393,18 @@ class NTK:
 
     def explain(self, metric: str = "trace", others: Sequence[NTK] = (), rtol: float = 0.01) -> None:
         """Prints :meth:`plan`, and what is known of the model's structure."""
-        samples = self.engine.samples()
-        if isinstance(samples, Refusal):
-            print(f"The samples are not treated on their own: {samples.reason}.")
+        samples, reason = self._structure()
+        if samples is None:
+            print(f"The samples are not treated on their own: {reason}.")
         else:
             print(samples.describe())
         print(self.plan(metric, others, rtol))
+
+    def _structure(self) -> tuple[Samples | None, str]:
+        """The samples on their own, or ``None`` and the reason why they are not treated so."""
+        with self.engine.session():
+            samples = self.engine.samples()
+        return (None, samples.reason) if isinstance(samples, Refusal) else (samples, "")
 
     def _other(self, other: Any) -> Any:
         """Another kernel, checked against this one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -171,6 +172,10 @@ class Engine(Protocol):
     @property
     def device(self) -> Any:
         """Where the state lives."""
+        ...
+
+    def session(self) -> AbstractContextManager[None]:
+        """The context in which all work with this engine is done."""
         ...
 
     def map(self) -> Factor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
+from ntkscope.engines.torch.modes import undisturbed
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.tangents import SampleTangents
@@ -45,6 +47,7 @@ class TorchEngine:
         batch_dim: The axis of the inputs that holds the samples; ``None``: they are coupled.
         memory_budget: Bytes that one step of work may take.
         chunk_size: Vectors in a chunk.
+        proven: The same state at another moment, whose module was found to be fit.
 
     Raises:
         TypeError: As :class:`ntkscope.NTK`.
@@ -61,10 +64,11 @@ class TorchEngine:
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
+        proven: StateFunction | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.budget = memory_budget
-        self.function = StateFunction(model, inputs, outputs, layer)
+        self.function = StateFunction(model, inputs, outputs, layer, proven=proven)
         self.jacobian = Jacobian(self.function, memory_budget, chunk_size, ledger=self.ledger)
         self._options: dict[str, Any] = {
             "outputs": outputs,
@@ -101,6 +105,10 @@ class TorchEngine:
     def device(self) -> torch.device:
         """Where the state lives."""
         return self.function.device
+
+    def session(self) -> AbstractContextManager[None]:
+        """One thread at a time, outside of inference mode."""
+        return undisturbed()
 
     # Products.
 
@@ -191,7 +199,7 @@ class TorchEngine:
 
     def at(self, model: nn.Module) -> TorchEngine:
         """The same state with other parameters; the structure is kept if it still holds."""
-        twin = TorchEngine(model, self.function.inputs, **self._options)
+        twin = TorchEngine(model, self.function.inputs, **self._options, proven=self.function)
         if twin.output_shape != self.output_shape:
             raise ValueError(
                 f"the model's state has shape {twin.output_shape} now, expected {self.output_shape}; "

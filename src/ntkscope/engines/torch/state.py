@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from ntkscope.engines.torch.capture import LayerTap, as_arguments, check_state, checked_inputs, snapshot
+from ntkscope.engines.torch.capture import as_arguments, check_state, checked_inputs
 from ntkscope.engines.torch.meter import ForwardMeter
-from ntkscope.engines.torch.modes import CHECK_SEED, differentiable_operations, has_recurrence
+from ntkscope.engines.torch.modes import CHECK_SEED, differentiable_operations, has_recurrence, undisturbed
+from ntkscope.engines.torch.own import OwnModule
 
 __all__ = ["Parameters", "StateFunction", "Witness"]
 
@@ -37,9 +37,14 @@ class Witness:
 class StateFunction:
     """A model and what to watch, frozen: (parameters, inputs) ↦ state.
 
-    The model is copied with its parameters' values, so that training it later changes
-    nothing here, and nothing here changes it. Gradients flow to whatever parameters and
-    inputs a call is given.
+    The user's own module runs, with the parameters' and buffers' values of the moment at which
+    this was made, so that training it later changes nothing here, and nothing here changes it.
+    Gradients flow to whatever parameters and inputs a call is given. A complex parameter is two
+    real ones, its parts along a last axis.
+
+    When it is made, one backward pass through the module as it stands is compared with one that
+    has its parameters exchanged, parameter by parameter: where they differ, a parameter is reached
+    by a path that an exchange does not see, and no kernel can be had.
 
     Args:
         model: Any module.
@@ -48,6 +53,8 @@ class StateFunction:
         layer: Dotted name of a submodule whose output is the state.
         detach: Whether ``parameters`` and ``inputs`` are cut off from the graph that they came from;
             else ``parameters`` are the model's own, and its training changes them.
+        proven: The same state of the same module with other values of its parameters, for which the
+            comparison was made.
 
     Attributes:
         parameters: The trainable parameters by name; a tied one once.
@@ -58,7 +65,8 @@ class StateFunction:
 
     Raises:
         TypeError: If the model is not a module, or its state is not one real floating tensor.
-        ValueError: If the state is empty, not finite, random or coupled to nothing trainable.
+        ValueError: If the state is empty, not finite, random or coupled to nothing trainable, or
+            depends on parameters by a path of its own.
     """
 
     def __init__(
@@ -69,31 +77,36 @@ class StateFunction:
         layer: str | None = None,
         *,
         detach: bool = True,
+        proven: StateFunction | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"model must be a torch.nn.Module, found {type(model).__name__}; "
                 "wrap a function in a module whose parameters it uses"
             )
-        self._model = snapshot(model)
-        self._outputs = outputs
-        self._tap = LayerTap(self._model, layer) if layer is not None else None
-        self._recurrent = has_recurrence(self._model)
-        self._buffers = dict(self._model.named_buffers())
-        named = dict(self._model.named_parameters())
-        trainable = {name: p for name, p in named.items() if p.requires_grad}
-        own = dict(model.named_parameters())
-        self.parameters: Parameters = {n: p.detach() if detach else own[n] for n, p in trainable.items()}
-        self._frozen: Parameters = {n: p.detach() for n, p in named.items() if not p.requires_grad}
-        if not self.parameters:
-            raise ValueError(
-                "the model has no trainable parameter, so its NTK is empty; "
-                "set requires_grad=True on the parameters that you want in θ"
-            )
-        self.inputs = checked_inputs(inputs, detach)
-        self._witness: Witness | None = None
-        self.state = self._first_state()
-        self.output_shape = tuple(self.state.shape)
+        with undisturbed():
+            self._own = OwnModule(model, layer)
+            self._outputs = outputs
+            self._recurrent = has_recurrence(self._own.model)
+            with self._own.as_it_was():
+                named = dict(self._own.model.named_parameters())
+                buffers = dict(self._own.model.named_buffers())
+            self._trainable = {name: p for name, p in named.items() if p.requires_grad}
+            self._complex = {name for name, p in self._trainable.items() if p.is_complex()}
+            self._buffers = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+            self._frozen = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
+            self.parameters: Parameters = {
+                name: self._real(name, p.detach().clone() if detach else p)
+                for name, p in self._trainable.items()
+            }
+            if not self.parameters:
+                raise ValueError(
+                    "the model has no trainable parameter, so its NTK is empty; "
+                    "set requires_grad=True on the parameters that you want in θ"
+                )
+            floating = next((p.dtype for p in named.values() if p.is_floating_point()), torch.float32)
+            self.inputs = checked_inputs(inputs, floating, detach)
+            self._prove(proven)
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +118,11 @@ class StateFunction:
         """The state's dtype, in which products run."""
         return self.state.dtype
 
+    @property
+    def module(self) -> nn.Module:
+        """The user's own module."""
+        return self._own.model
+
     def __call__(self, parameters: Mapping[str, Tensor], inputs: Any = None) -> Tensor:
         """The state at these parameters and inputs; of ``output_shape`` for the batch.
 
@@ -112,16 +130,20 @@ class StateFunction:
             parameters: By name, all of the trainable ones.
             inputs: In the form of the batch; the batch itself if ``None``.
         """
+        values = {
+            name: torch.view_as_complex(value) if name in self._complex else value
+            for name, value in parameters.items()
+        }
+        return self._run(values, self.inputs if inputs is None else inputs)
+
+    def _run(self, parameters: Mapping[str, Tensor] | None, inputs: Any) -> Tensor:
+        """The state with these parameters in place of the module's own."""
         # Clones, since models write into their inputs (in-place activations) and buffers (batch norm).
-        copies = pytree.tree_map_only(Tensor, torch.clone, self.inputs if inputs is None else inputs)
-        args, kwargs = as_arguments(copies)
+        args, kwargs = as_arguments(pytree.tree_map_only(Tensor, torch.clone, inputs))
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        tensors = {**self._frozen, **buffers, **parameters}
+        own = {} if parameters is None else {**self._frozen, **parameters}
         with self.operations():
-            if self._tap is None:
-                result = functional_call(self._model, tensors, args, kwargs)
-            else:
-                result = self._tap.watch(lambda: functional_call(self._model, tensors, args, kwargs))
+            result = self._own.call({**own, **buffers}, args, kwargs)
             return result if self._outputs is None else self._outputs(result)
 
     def same_constants(self, other: StateFunction) -> bool:
@@ -135,44 +157,129 @@ class StateFunction:
 
     @contextmanager
     def operations(self) -> Iterator[None]:
-        """The context in which the forward pass and its derivatives run."""
-        with differentiable_operations(recurrent=self._recurrent):
+        """The context in which the forward pass and its derivatives run, one at a time.
+
+        The module is as it was, since backward passes may run parts of it again (checkpoints).
+        """
+        with undisturbed(), differentiable_operations(recurrent=self._recurrent), self._own.as_it_was():
             yield
 
     def witness(self) -> Witness:
-        """One backward pass of a random z through the whole batch; run once."""
-        if self._witness is None:
-            leaves = {
-                name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()
-            }
-            generator = torch.Generator().manual_seed(CHECK_SEED)
-            with torch.enable_grad(), self.operations():
-                state = self(leaves)
-                z = torch.randn(state.shape, generator=generator, dtype=torch.float64)
-                z = z.to(state.device, state.dtype)
-                found: Sequence[Tensor | None] = [None] * len(leaves)
-                if state.requires_grad:
-                    found = torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True)
-            self._witness = Witness(z, dict(zip(leaves, found, strict=True)))
+        """One backward pass of a random z through the user's own module, over the whole batch."""
         return self._witness
 
-    @torch.no_grad()
-    def _first_state(self) -> Tensor:
-        """Evaluates twice, and refuses what cannot be measured."""
+    # The proof.
+
+    def _prove(self, proven: StateFunction | None) -> None:
+        """Evaluates with gradients, as training would, and refuses what cannot be measured."""
         devices = {tensor.device for tensor in self.parameters.values() if tensor.is_cuda}
+        known = proven is not None and proven.module is self.module and self._own.is_like(proven._own)
         with torch.random.fork_rng(devices=devices):
-            state = self(self.parameters)
-            check_state(state, self._tap is not None or self._outputs is not None)
-            with ForwardMeter() as meter:
-                again = self(self.parameters)
-        self.forward_size = meter.size()
-        tolerance = 64 * torch.finfo(state.dtype).eps * float(state.abs().max())
-        if float((state - again).abs().max()) > tolerance:
+            with _without_hooks(self._trainable.values()), ForwardMeter() as meter:
+                state = self._run(None, self.inputs)
+                check_state(state, self._own.is_tapped or self._outputs is not None)
+            self.state, self.output_shape = state.detach(), tuple(state.shape)
+            z = torch.randn(
+                state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
+            ).to(state.device, state.dtype)
+            with _without_hooks(self._trainable.values()):
+                gradients = self._gradients(state, self._trainable, z)
+            _check_leaves(state, self._trainable.values(), self.inputs)
+            del state
+            self.forward_size = meter.size()
+            self._witness = Witness(z, {name: self._real(name, g) for name, g in gradients.items()})
+            if not known:
+                self._compare_with_exchanged(z)
+
+    def _gradients(self, state: Tensor, leaves: Mapping[str, Tensor], z: Tensor) -> dict[str, Tensor | None]:
+        """Jᵀz by parameter."""
+        if not state.requires_grad:
+            return dict.fromkeys(leaves)
+        with self.operations():
+            found = torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True)
+        dense = [g.to_dense() if g is not None and g.layout != torch.strided else g for g in found]
+        return dict(zip(leaves, dense, strict=True))
+
+    def _compare_with_exchanged(self, z: Tensor) -> None:
+        """The state and its gradients once more, with other tensors in the place of the parameters."""
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
+        state = self(leaves)
+        tolerance = 64 * torch.finfo(self.dtype).eps * float(self.state.abs().max())
+        if (
+            state.shape != self.state.shape
+            or not float((state.detach() - self.state).abs().max()) <= tolerance
+        ):
             raise ValueError(
                 "two evaluations of the model on the same inputs differ, so it is random "
                 "(dropout?); call model.eval() first, or make its randomness an input"
             )
-        return state.detach()
+        gradients = self._gradients(state, leaves, z)
+        missed = _differing(self._witness.gradients, gradients, self.dtype)
+        if missed:
+            raise ValueError(
+                f"the parameter {missed!r} is reached by a path besides its module's (a list or closure "
+                "that holds it, a value cached before, a backward pass that calls the model again), so its "
+                "gradient cannot be told; use it as an attribute of its module alone, and clear what is "
+                "cached"
+            )
+
+    def _real(self, name: str, value: Any) -> Any:
+        """A complex parameter's value as two real ones."""
+        return (
+            torch.view_as_real(value.resolve_conj()) if value is not None and name in self._complex else value
+        )
+
+
+def _differing(
+    expected: Mapping[str, Tensor | None], found: Mapping[str, Tensor | None], dtype: torch.dtype
+) -> str:
+    """The first parameter whose gradients differ by more than rounding; empty if there is none."""
+    epsilon = torch.finfo(dtype).eps
+    sizes = [float(g.double().norm()) for g in (*expected.values(), *found.values()) if g is not None]
+    floor = 1e3 * epsilon * max(sizes, default=0.0)
+    for name, own in expected.items():
+        other = found[name]
+        if own is None and other is None:
+            continue
+        one, two = (torch.zeros(()) if g is None else g.double() for g in (own, other))
+        difference = float((one.cpu() - two.cpu()).norm())
+        if not difference <= epsilon**0.5 * float(one.norm()) + floor:
+            return name
+    return ""
+
+
+def _check_leaves(state: Tensor, parameters: Iterable[Tensor], inputs: Any) -> None:
+    """Refuses a state that depends on parameters which are none of the model's."""
+    known = {id(p) for p in parameters} | {id(x) for x in pytree.tree_leaves(inputs)}
+    seen: set[Any] = set()
+    stack = [state.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        # Other leaves are made inside of forward.
+        if isinstance(variable, nn.Parameter) and id(variable) not in known:
+            raise ValueError(
+                f"the state depends on a trainable parameter of shape {tuple(variable.shape)} that is "
+                "none of the model's; register it (nn.ParameterList, nn.ModuleList) or detach it "
+                "(requires_grad_(False))"
+            )
+        stack.extend(function for function, _ in node.next_functions)
+
+
+@contextmanager
+def _without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """The user's hooks on gradients are for training: they neither run nor change what is measured."""
+    hooks = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
+    for parameter, _ in hooks:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, own in hooks:
+            parameter._backward_hooks = own
 
 
 def _outlines(tensors: Mapping[str, Tensor]) -> list[Any]:
