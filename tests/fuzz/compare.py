@@ -165,7 +165,7 @@ def _line(error: Exception) -> str:
 
 def shrink(spec: Spec, verdict: Verdict) -> tuple[Spec, Verdict]:
     """The same kind of failure in its simplest form: plain inputs and outputs, few blocks."""
-    for plain in ({"sink": "mean"}, {"source": "values"}, {"batch": 3}):
+    for plain in ({"sink": "mean"}, {"source": "values"}, {"batch": 3}, {"budget": None}):
         spec, verdict = _if_alike(replace(spec, **plain), spec, verdict)
     for number in reversed(range(len(spec.blocks))):
         spec, verdict = _if_alike(spec.without(number), spec, verdict)

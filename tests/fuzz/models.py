@@ -35,6 +35,7 @@ class Spec:
         sink: Form of the outputs.
         batch: Samples.
         steps: Positions in a sample.
+        budget: Bytes that NTK may work in; ``None`` for its own choice.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class Spec:
     sink: str
     batch: int
     steps: int
+    budget: int | None = None
 
     def __str__(self) -> str:
         return f"{self.source} → {' → '.join(name for name, _ in self.blocks) or 'nothing'} → {self.sink}"
@@ -78,7 +80,9 @@ def specify(seed: int) -> Spec:
     chosen = rng.choices(kinds, weights=(8, 6, 3, 0.5, 0.3), k=rng.choice((1, 2, 2, 3, 3, 4)))
     names = tuple((rng.choice(sorted(kind)), rng.randrange(10**6)) for kind in chosen)
     batch, steps = rng.choice((1, 3, 4, 5, 12, 25)), rng.choice((2, 3))
-    return Spec(seed, rng.choice(SOURCES), names, rng.choice(SINKS), batch, steps)
+    source, sink = rng.choice(SOURCES), rng.choice(SINKS)
+    # A small budget cuts the batch and the probes into parts.
+    return Spec(seed, source, names, sink, batch, steps, budget=rng.choice((None, None, 20_000)))
 
 
 def _block(name: str) -> Block:
@@ -173,6 +177,8 @@ def build(spec: Spec, *, trained: bool = False) -> Subject:
         arguments, options = _inputs(spec)
         if trained:
             _perturb(model, spec.seed + 3)
+    if spec.budget is not None:
+        options = {**options, "memory_budget": spec.budget}
     pick: Callable[[Any], Tensor] = lambda y: y  # noqa: E731
     if spec.sink in ("dict", "tuple"):
         key: Any = "logits" if spec.sink == "dict" else 0
