@@ -10,12 +10,13 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # One thread each: the tests run side by side.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test test-slow docs benchmarks clean
+.PHONY: help demo test test-slow fuzz docs benchmarks clean
 
 help:
 	@echo "make demo        train a network on digits and show what that does to its kernel"
 	@echo "make test        lint, types and tests"
 	@echo "make test-slow   the tests that take minutes"
+	@echo "make fuzz        compare random models with plain autograd (SEEDS=1000)"
 	@echo "make docs        build the documentation into site/"
 	@echo "make benchmarks  measure speed and accuracy"
 	@echo "make clean       remove what make has made"
@@ -44,6 +45,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	@$(TEST_ENV) $(BIN)/python -m pytest --quiet -n 2 --dist loadgroup -m slow
+
+# Every failure prints the line that shows it alone: PYTHONPATH=tests python -m fuzz.one SEED.
+SEEDS ?= 1000
+fuzz: $(READY)
+	@PYTHONPATH=tests $(TEST_ENV) $(BIN)/python -m fuzz.sweep 0 $(SEEDS)
 
 docs: $(DOCS_READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
