@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ntkscope.engines.torch.compat import pytree
+
 __all__ = ["LoadingError", "cast_inputs", "kind_of", "load_checkpoint", "load_inputs", "one_line"]
 
 #: What a model is called with: a tensor, a tuple (positional) or a dict (by name).
@@ -77,7 +79,7 @@ def cast_inputs(inputs: Any, model: nn.Module, device: torch.device) -> Any:
             return tensor
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-    return torch.utils._pytree.tree_map(cast, inputs)
+    return pytree.tree_map(cast, inputs)
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from ntkscope.apps.factory import build_model
 from ntkscope.apps.loading import cast_inputs, load_checkpoint, load_inputs
 from ntkscope.apps.options import parse_batch_dim, parse_device, parse_dtype
+from ntkscope.engines.torch.compat import pytree
 from ntkscope.ntk import NTK
 
 __all__ = ["Subject", "describe"]
@@ -99,7 +100,7 @@ class _Pick:
 
 def _shapes(inputs: Any) -> str:
     named = inputs.items() if isinstance(inputs, dict) else ()
-    tensors = [("", t) for t in torch.utils._pytree.tree_leaves(inputs)] if not named else list(named)
+    tensors = [("", t) for t in pytree.tree_leaves(inputs)] if not named else list(named)
     parts = [f"{name} {tuple(t.shape)} {t.dtype}".strip() for name, t in tensors if hasattr(t, "shape")]
     return ", ".join(parts)
 

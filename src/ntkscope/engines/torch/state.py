@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
+from ntkscope.engines.torch.compat import BATCH_NORMS, pytree
 from ntkscope.engines.torch.meter import ForwardMeter
 from ntkscope.engines.torch.modes import differentiable_operations, has_recurrence
 
@@ -192,7 +192,7 @@ def _snapshot(model: nn.Module) -> nn.Module:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             module.sparse = False
         # In training mode batch norm uses the batch alone; its running averages are only written to.
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+        if isinstance(module, BATCH_NORMS) and module.training:
             module.register_buffer("running_mean", None)
             module.register_buffer("running_var", None)
             module.register_buffer("num_batches_tracked", None)

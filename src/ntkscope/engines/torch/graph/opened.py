@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ntkscope.engines.torch.compat import OpOverload, arguments_of
 from ntkscope.engines.torch.graph.recorder import record
 from ntkscope.engines.torch.reverse.written.transposes import SPLITS, name_of
 from ntkscope.engines.torch.rules.base import Rule, find_rule
@@ -307,9 +308,9 @@ def _merge_equal_users(graph: fx.Graph, node: fx.Node) -> None:
 def _bind(node: fx.Node) -> dict[str, Any]:
     """The operation's arguments by the names of its schema, defaults filled in."""
     target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
+    assert isinstance(target, OpOverload)
     bound = {}
-    for index, argument in enumerate(target._schema.arguments):
+    for index, argument in enumerate(arguments_of(target)):
         if index < len(node.args):
             bound[argument.name] = node.args[index]
         elif argument.name in node.kwargs:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ntkscope.engines.torch.compat import OpOverload
 from ntkscope.engines.torch.gradients.factors import Direct, Factor, Features, Lookup, Outer
 
 __all__ = ["Arguments", "Rule", "add_rule", "find_rule"]
@@ -61,7 +62,7 @@ def add_rule(operation: Any, rule: Rule) -> None:
     Raises:
         TypeError: If ``operation`` is not an operator overload.
     """
-    if not isinstance(operation, torch._ops.OpOverload):
+    if not isinstance(operation, OpOverload):
         raise TypeError(
             f"a rule is for an operator overload such as torch.ops.mylib.scale.default, found {operation!r}; "
             "register the operation with torch.library.custom_op and pass its .default overload"

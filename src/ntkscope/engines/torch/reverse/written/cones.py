@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.func import vmap
 
+from ntkscope.engines.torch.compat import OpOverload
+
 __all__ = ["Alike", "Cone", "Slope", "find_alike", "find_cones", "is_pointwise"]
 
 #: ∂y/∂x for every sample, shape (B, *y); a number where it is the same everywhere; ``None`` for 0.
@@ -57,7 +59,7 @@ class Cone:
 def is_pointwise(node: fx.Node) -> bool:
     """Whether every entry of the result depends on one entry of each argument."""
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(target, OpOverload):
         return False
     return torch.Tag.pointwise in target.tags and torch.Tag.nondeterministic_seeded not in target.tags
 

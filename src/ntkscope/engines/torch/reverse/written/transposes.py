@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ntkscope.engines.torch.compat import OpOverload, arguments_of, name_of_operator
+
 __all__ = ["SPLITS", "adjoint_of", "joined_slices", "name_of", "sum_to", "unbound_axis", "view_of"]
 
 #: (k, B, *shape of the source) → (k, B, *shape of the view), the same memory.
@@ -37,7 +39,7 @@ def name_of(node: fx.Node) -> str:
     if node.target is operator.getitem:
         return "getitem"
     target = node.target
-    return target._schema.name.split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
+    return name_of_operator(target) if isinstance(target, OpOverload) else ""
 
 
 def view_of(node: fx.Node) -> View | None:
@@ -64,13 +66,13 @@ def _argument(node: fx.Node, place: int, name: str) -> Any:
     target: Any = node.target
     if len(node.args) > place:
         return node.args[place]
-    return node.kwargs.get(name, target._schema.arguments[place].default_value)
+    return node.kwargs.get(name, arguments_of(target)[place].default_value)
 
 
 def _shifted(node: fx.Node) -> View:
     """The operation itself, with two axes more before the one that it speaks of."""
     target: Any = node.target
-    names = [argument.name for argument in target._schema.arguments]
+    names = [argument.name for argument in arguments_of(target)]
     dim = _argument(node, names.index("dim"), "dim")
     given = dict(zip(names[1:], node.args[1:], strict=False)) | dict(node.kwargs)
     given["dim"] = dim + 2 if dim >= 0 else dim
@@ -127,7 +129,7 @@ def adjoint_of(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
 
 def _spread(node: fx.Node, name: str) -> Callable[[Tensor], Tensor]:
     shape = node.all_input_nodes[0].meta["shape"]
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in arguments_of(node.target)]
     dims: Any = _argument(node, names.index("dim"), "dim") if "dim" in names else None
     dims = [dims] if isinstance(dims, int) else dims
     axes = {dim % len(shape) for dim in (dims or range(len(shape)))}
