@@ -23,17 +23,21 @@ import numpy as np
 from benchmarks.kernels import STATES, pair
 from benchmarks.timing import machine
 from ntkscope import estimators
+from ntkscope.metrics import METRICS, evaluate, kernels_of, moments_of
+from ntkscope.operators.composed import ProductMap, as_map
 from ntkscope.operators.probes import random_signs
-from ntkscope.runs import drive as driver
+from ntkscope.progress import ProgressListener
 from ntkscope.runs import nystrom, residuals
 from ntkscope.runs.gram import GramRun
-from ntkscope.runs.group import ProductMap
+from ntkscope.runs.group import MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun, two_sided_draw
-from ntkscope.runs.moments import METRICS, estimate_metric
 from ntkscope.runs.nystrom import NystromRun
 from ntkscope.runs.sketch import SketchRun
+from ntkscope.settings import Options
 from ntkscope.ways import products as methods
-from ntkscope.ways.products import Request, make_runs
+from ntkscope.ways.base import Problem
+from ntkscope.ways.plan import ways_of
+from ntkscope.ways.products import HutchPlusPlus
 
 PAIRS = ("inner_product", "alignment")
 SINGLES = ("trace", "frobenius_norm", "effective_rank")
@@ -45,15 +49,20 @@ class Dense:
 
     def __init__(self, dense):
         self.dense = np.ascontiguousarray(dense, dtype=np.float64)
-        self._map = estimators.as_map(self.dense)
+        self._map = as_map(self.dense)
         self.shape, self.epsilon = self._map.shape, self._map.epsilon
         self.identity, self.gram, self.inner = self._map.identity, self._map.gram, self._map.inner
         self.combine, self.concat = self._map.combine, self._map.concat
+        self.squares, self.outer = self._map.squares, self._map.outer
         self._products: dict[int, tuple] = {}
 
     @property
-    def cost(self):
-        return self._map.cost
+    def ledgers(self):
+        return self._map.ledgers
+
+    def factor(self):
+        """J, for what needs reverse mode alone."""
+        return Reverse(self)
 
     def signs(self, start, stop, *, seed, stream):
         return _signs(self.shape[0], start, stop, seed, stream)
@@ -69,12 +78,6 @@ class Dense:
 
     def __matmul__(self, block):
         return self.apply(block)
-
-    def _as_map(self):
-        return self
-
-    def _reverse_map(self):
-        return Reverse(self)
 
 
 _SHARED_SIGNS: dict[int, object] = {}
@@ -98,8 +101,8 @@ class Reverse:
         self.shape, self.epsilon, self.signs = kernel.shape, kernel.epsilon, kernel.signs
 
     @property
-    def cost(self):
-        return self._kernel.cost
+    def ledgers(self):
+        return self._kernel.ledgers
 
     def apply(self, block):
         return block, self._kernel.apply(block)
@@ -138,20 +141,6 @@ def truth(metric, A, B=None):
     return product if metric == "inner_product" else product / np.linalg.norm(A) / np.linalg.norm(B)
 
 
-def quantiles():
-    """The intervals ask for many quantiles of Student's t: remember them at rounded arguments."""
-    from ntkscope import results as estimate
-
-    original = estimate.student_t_quantile
-    table = functools.lru_cache(maxsize=None)(original)
-
-    def rounded(probability, freedom):
-        return table(probability, freedom if freedom > 1e5 else float(f"{freedom:.2g}"))
-
-    estimate.student_t_quantile = rounded
-    driver.student_t_quantile = rounded
-
-
 # Runs: each takes (kernels, seed) to a run, and says how its result becomes estimates by metric.
 
 
@@ -159,34 +148,36 @@ def _shared(kind, metrics):
     """Metrics from the moments of one run."""
 
     def start(kernels, seed):
+        count = max(kernels_of(metric) for metric in metrics)
+        maps = [k.factor() if kind is GramRun else as_map(k) for k in kernels[:count]]
+
         def finish(moments):
             return {
-                metric: estimate_metric(
-                    moments, metric, tuple(range(METRICS[metric])), method="", cost=None, seed=seed
-                )
+                metric: evaluate(moments, metric, range(kernels_of(metric)), method="", cost=None, seed=seed)
                 for metric in metrics
             }
 
-        count = max(METRICS[metric] for metric in metrics)
-        maps = [k._reverse_map() if kind is GramRun else estimators.as_map(k) for k in kernels[:count]]
-        return _Named(kind(maps, finish, seed=seed), metrics), count
+        return _Named(MappedRun(kind(maps, seed=seed), finish), metrics), count
 
     return start
 
 
-def _single(metric, method):
-    """One metric by the name of its method."""
+def _hutchpp(metric):
+    """One metric by separate Hutch++ runs."""
 
     def start(kernels, seed):
-        count = METRICS[metric]
-        run, _ = make_runs(Request(metric, kernels[:count], method, seed))
-        return _Named(run, [metric]), count
+        count = kernels_of(metric)
+        wanted = [(metric, tuple(range(count)))]
+        problem = Problem(tuple(kernels[:count]), moments_of(wanted), 0.01)
+        run = HutchPlusPlus().start(problem, seed, ProgressListener()).run
+        finish = lambda moments: evaluate(moments, *wanted[0], method="hutch++", cost=None, seed=seed)  # noqa: E731
+        return _Named(MappedRun(run, finish), [metric]), count
 
     return start
 
 
 def _hutchinson(kernels, seed):
-    draw = two_sided_draw(estimators.as_map(kernels[0]), seed=seed)
+    draw = two_sided_draw(as_map(kernels[0]), seed=seed)
     return _Named(HutchinsonRun(draw, method="hutchinson"), ["trace"]), 1
 
 
@@ -220,7 +211,7 @@ METHODS = {
     "nystrom": [_shared(NystromRun, tuple(METRICS))],
     "gram": [_shared(GramRun, tuple(METRICS))],
     "sketch": [_shared(SketchRun, SINGLES), _shared(SketchRun, PAIRS)],
-    "hutch++": [_single(metric, "hutch++") for metric in METRICS],
+    "hutch++": [_hutchpp(metric) for metric in METRICS],
 }
 #: For one kernel's trace they go by the names of their papers.
 TRACE_NAMES = {"sketch": "xtrace", "nystrom": "xnystrace"}
@@ -278,14 +269,25 @@ def _summary(estimates, true):
     }
 
 
+def _start(metric, operators, method, seed):
+    """The run that a method makes of a metric."""
+    wanted = [(metric, tuple(range(len(operators))))]
+    problem = Problem(tuple(operators), moments_of(wanted), 0.01)
+    way = next(iter(ways_of(metric, problem, method, Options())))
+    run = way.start(problem, seed, ProgressListener()).run
+    return MappedRun(
+        run, lambda moments: evaluate(moments, *wanted[0], method=way.name, cost=None, seed=seed)
+    )
+
+
 def tolerance(name, kernels, metric, seeds, rtol=0.01, method="auto"):
     """Runs to a tolerance: how many miss twice of it, and what they spend."""
-    operators = [kernel.dense for kernel in kernels[: METRICS[metric]]]
+    operators = [kernel.dense for kernel in kernels[: kernels_of(metric)]]
     true = truth(metric, *(kernel.dense for kernel in kernels))
     function = getattr(estimators, metric)
     runs = [function(*operators, method=method, rtol=rtol, seed=seed) for seed in range(seeds)]
     spent = [run.cost.products for run in runs]
-    starts = (make_runs(Request(metric, operators, method, seed))[0] for seed in range(seeds))
+    starts = (_start(metric, operators, method, seed) for seed in range(seeds))
     return {
         "kernel": name,
         "metric": metric,
@@ -348,7 +350,6 @@ def main():
     parser.add_argument("--rtol", action="store_true", help="measure runs to rtol=0.01 instead")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    quantiles()
     warnings.simplefilter("error")
     for name in options.kernels:
         kernels = kernel_pair(name, options.size)

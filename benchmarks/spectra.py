@@ -24,7 +24,6 @@ def main():
     parser.add_argument("--budgets", nargs="*", type=int, default=[20, 60, 120, 200])
     parser.add_argument("--json", type=Path, default=coverage.FOLDER / "spectra.json")
     options = parser.parse_args()
-    coverage.quantiles()
     for name in SPECTRA:
         kernels = coverage.kernel_pair(name, options.size)
         rows = coverage.coverage(name, kernels, METHODS, options.seeds, options.budgets, METRICS)

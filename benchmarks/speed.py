@@ -98,7 +98,9 @@ def mlp(repeats: int) -> list[Section]:
         Contender("exact (ours), new kernel", lambda: case.kernel().trace("exact")),
         ntk_products(case.kernel(chunk_size=chunk), 640),
         Contender(
-            "n VJPs", lambda: kernel._jacobian.vjp_squared_norms(torch.eye(640, kernel.n)), kernel.n / 640
+            "n VJPs",
+            lambda: kernel.engine.jacobian.vjp_squared_norms(torch.eye(640, kernel.n)),
+            kernel.n / 640,
         ),
     ]
     budget = smallest_budget(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ntkscope import NTK
+from inside import refusal
+from ntkscope import NTK, Cost
 from reference import alignment
 from zoo import BY_NAME, COUPLED, INDEPENDENT, ZOO, Case, each, each_case, paper_gru, paper_mlp
 
@@ -67,16 +68,14 @@ def test_every_way_to_exact_kernels(case: Case, way: str, take: Callable[[str], 
 
 @each(INDEPENDENT)
 def test_the_structure_is_found(case: Case) -> None:
-    structure, reason = case.shared()._structure()
-    assert structure is not None, reason
-    assert set(structure.graph.general) == case.general
+    assert not refusal(case.shared())
+    assert set(case.shared().engine.samples().jacobian.graph.general) == case.general
     assert case.shared().plan().choice.name != ""
 
 
 @each(COUPLED)
 def test_coupled_samples_are_detected(case: Case) -> None:
-    structure, reason = case.shared()._structure()
-    assert structure is None
+    reason = refusal(case.shared())
     assert reason
     with pytest.raises(ValueError, match="per-sample methods do not apply"):
         case.shared().trace(method="per-sample")
@@ -85,7 +84,7 @@ def test_coupled_samples_are_detected(case: Case) -> None:
 
 @each(INDEPENDENT)
 def test_squared_norms_of_each_sample(case: Case) -> None:
-    structure = case.shared()._sample_jacobian()
+    structure = case.shared().engine.samples().jacobian
     z = torch.randn(3, case.shared().n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     index = structure.axes.state_index()
     jacobian = case.dense().jacobian
@@ -114,7 +113,7 @@ def test_products_are_those_of_the_dense_jacobian(case: Case) -> None:
 
 @each_case
 def test_reverse_over_reverse_is_forward_mode(case: Case) -> None:
-    jacobian = case.ntk()._jacobian
+    jacobian = case.ntk().engine.jacobian
     u = torch.randn(2, jacobian.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     forward = jacobian.jvp(u)
     row = {name: block[0] for name, block in jacobian._unflatten(u).items()}
@@ -285,3 +284,15 @@ def test_the_papers_gru_by_an_estimate() -> None:
     ntk = NTK(model, x, outputs=lambda y: y[0], batch_dim=1)
     estimate = ntk.trace(method="per-sample", products=6)
     assert estimate.value == pytest.approx(223_056.46, rel=0.03)
+
+
+def test_the_cost_counts_every_product_of_the_kernel() -> None:
+    ntk = NTK(torch.nn.Linear(3, 2), torch.eye(3))
+    assert ntk.cost == Cost()
+    ntk.vjp(torch.ones(ntk.n, 2))
+    ntk.jvp(torch.ones(ntk.n_params))
+    assert (ntk.cost.vjps, ntk.cost.jvps) == (2, 1)
+    before = ntk.cost
+    spent = [ntk.matvec(torch.ones(ntk.n, 4)), ntk.trace(method="per-sample", products=3)][1].cost
+    assert ntk.cost - before == Cost(products=4, vjps=4 + spent.vjps, jvps=4 + spent.jvps)
+    assert spent.vjps > 0

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inside import moments_by, refusal
 from ntkscope import NTK
-from ntkscope import measure as routes
 from ntkscope.engines.torch.samples.linearization import Linearization
 from reference import dense
 from zoo import BY_NAME, Function
@@ -30,7 +30,7 @@ def test_forward_products_see_padding_whatever_the_seed_of_the_weights() -> None
 
 
 def test_per_sample_work_survives_running_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    jacobian = BY_NAME["mlp"].ntk()._sample_jacobian()
+    jacobian = BY_NAME["mlp"].ntk().engine.samples().jacobian
     z = torch.randn(8, 12).double()
     usual = jacobian.squared_norms(z)
     original = Linearization.pull
@@ -48,7 +48,7 @@ def test_a_single_sample_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPat
     def pull(self: Linearization, pieces: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    jacobian = BY_NAME["mlp"].ntk()._sample_jacobian()
+    jacobian = BY_NAME["mlp"].ntk().engine.samples().jacobian
     monkeypatch.setattr(Linearization, "pull_pieces", pull)
     with pytest.raises(MemoryError, match=r"a single sample with a single probe does not fit .*; free some"):
         jacobian.frobenius_squared()
@@ -56,7 +56,7 @@ def test_a_single_sample_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPat
 
 def test_half_precision_does_not_overflow_by_parameters() -> None:
     ntk = NTK(nn.Linear(784, 2).half(), 20 * torch.ones(6, 784).half())
-    inner = routes.exact_moments([ntk], "exact (parameters)").inner
+    inner = moments_by("exact (parameters)", [ntk]).inner
     assert inner[0, 0] == pytest.approx(72 * (784 * 400 + 1) ** 2, rel=0.02)
 
 
@@ -110,7 +110,7 @@ def test_uses_with_other_groups_keep_the_structure() -> None:
     ).double()
     x = torch.randn(3, 4, 5).double()
     ntk = NTK(model, x)
-    assert ntk._structure()[0] is not None
+    assert not refusal(ntk)
     assert ntk.trace("exact").value == pytest.approx(dense(model, x).trace, rel=1e-9)
 
 

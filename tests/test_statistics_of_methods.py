@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ntkscope import NTK, Estimate
-from ntkscope import measure as routes
+from ntkscope.measure import METHODS as BY_METRIC
 from reference import Dense, dense
 from zoo import BY_NAME, paper_gru, paper_mlp
 
@@ -119,7 +119,7 @@ def test_estimates_of_the_papers_gru(method: str, products: int) -> None:
 OPTIONS = [{"chunk_size": 1}, {"chunk_size": 3}, {"chunk_size": 1000}, {"memory_budget": 4000}]
 PAPER = ("hutch++", "rhutch", "fhutch", "per-sample")
 METRICS = ("trace", "frobenius_norm", "effective_rank", "alignment", "measure")
-EVERY = [(metric, method) for metric in METRICS for method in routes.METHODS[metric] if method != "exact"]
+EVERY = [(metric, method) for metric in METRICS for method in BY_METRIC[metric] if method != "exact"]
 
 
 def _values(metric: str, method: str, name: str, dtype: torch.dtype, **options: int) -> list[float]:

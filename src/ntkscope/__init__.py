@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 from ntkscope import estimators
-from ntkscope.engines.torch.rules.base import Rule, add_rule
+from ntkscope.engines.torch.rules import Rule, add_rule
 from ntkscope.ntk import NTK, measure_all
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
+from ntkscope.settings import Options
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "Estimate",
     "Measurement",
     "Measurements",
+    "Options",
     "Rule",
     "__version__",
     "add_rule",

@@ -1,18 +1,24 @@
-"""The front door: one function a metric, for anything with ``shape`` and ``@``."""
+"""The same verbs for anything with ``shape`` and ``@``: matrices, SciPy operators, NTKs.
+
+Works through products alone; knows nothing of models.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
-from ntkscope.operators.space import Map, as_map
-from ntkscope.results import Estimate, Measurement
-from ntkscope.runs.drive import Progress, Run, drive
-from ntkscope.ways.products import METHODS, Request, make_runs
+from ntkscope import measure as _measure
+from ntkscope.metrics import STANDARD
+from ntkscope.operators.composed import as_map
+from ntkscope.operators.space import Map
+from ntkscope.results import Estimate, Measurement, Measurements
+from ntkscope.runs.drive import Run
+from ntkscope.settings import Limits, Method, Options, TraceMethod, options_of
+from ntkscope.ways.table import methods_of
 
 __all__ = [
     "METHODS",
-    "Growth",
     "Map",
     "alignment",
     "as_map",
@@ -24,27 +30,20 @@ __all__ = [
     "trace",
 ]
 
-
-class Growth(TypedDict, total=False):
-    """How far a run grows; every metric takes these, see :func:`~ntkscope.estimators.drive`.
-
-    Attributes:
-        rtol: Relative tolerance; 0.01 if neither ``products`` nor a tolerance is given.
-        atol: Absolute tolerance.
-        max_products: Most products that may be spent for a tolerance.
-        seconds: Most seconds that may be spent.
-        progress: Called with (estimate, spent, budget) after every step.
-    """
-
-    rtol: float | None
-    atol: float | None
-    max_products: int | None
-    seconds: float | None
-    progress: Progress | None
+#: The methods of every metric.
+METHODS: dict[str, tuple[str, ...]] = {
+    quantity: methods_of(quantity, models=False) for quantity in _measure.METHODS
+}
 
 
 def trace(
-    A: Any, method: str = "auto", products: int | None = None, seed: int = 0, **growth: Unpack[Growth]
+    A: Any,
+    method: TraceMethod = "auto",
+    products: int | None = None,
+    seed: int | None = None,
+    *,
+    options: Options | None = None,
+    **limits: Unpack[Limits],
 ) -> Estimate:
     """Trace of a symmetric positive semidefinite operator.
 
@@ -52,8 +51,9 @@ def trace(
         A: Shape (n, n): an array of any array-API library, a SciPy LinearOperator, an NTK.
         method: One of ``METHODS["trace"]``.
         products: Products to spend. From n up the result is exact.
-        seed: Of the probes.
-        **growth: A tolerance or other limits, see :class:`Growth`.
+        seed: Of the probes; 0 if not given.
+        options: All of how far to go as one :class:`ntkscope.Options`.
+        **limits: Its fields by keyword: a tolerance or other limits.
 
     Returns:
         The estimate. Its cost counts the products that really ran.
@@ -67,11 +67,17 @@ def trace(
     >>> trace(np.diag([3.0, 2.0, 1.0]), method="exact").value
     6.0
     """
-    return _one(Request("trace", [A], method, seed), products, growth)
+    return _single("trace", [A], method, options_of(options, products, seed, limits))
 
 
 def frobenius_norm(
-    A: Any, method: str = "auto", products: int | None = None, seed: int = 0, **growth: Unpack[Growth]
+    A: Any,
+    method: Method = "auto",
+    products: int | None = None,
+    seed: int | None = None,
+    *,
+    options: Options | None = None,
+    **limits: Unpack[Limits],
 ) -> Estimate:
     """‖A‖_F = √tr(A²) of a symmetric operator.
 
@@ -81,17 +87,18 @@ def frobenius_norm(
     >>> frobenius_norm(np.diag([3.0, 4.0]), method="exact").value
     5.0
     """
-    return _one(Request("frobenius_norm", [A], method, seed), products, growth)
+    return _single("frobenius_norm", [A], method, options_of(options, products, seed, limits))
 
 
 def effective_rank(
     A: Any,
-    method: str = "auto",
+    method: Method = "auto",
     products: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     *,
     trace_run: Run[Estimate] | Estimate | None = None,
-    **growth: Unpack[Growth],
+    options: Options | None = None,
+    **limits: Unpack[Limits],
 ) -> Estimate:
     """(tr A)² / ‖A‖²_F, between 1 and the rank of A.
 
@@ -99,10 +106,11 @@ def effective_rank(
         A: Shape (n, n), symmetric positive semidefinite.
         method: One of ``METHODS["effective_rank"]``.
         products: Products to spend; from n up the result is exact.
-        seed: Of the probes.
+        seed: Of the probes; 0 if not given.
         trace_run: Where the trace comes from, if there is a better source than
             products with A: an estimate, or a run that grows along.
-        **growth: A tolerance or other limits, see :class:`Growth`.
+        options: All of how far to go as one :class:`ntkscope.Options`.
+        **limits: Its fields by keyword.
 
     Returns:
         The estimate; nan with a note if A is zero.
@@ -115,11 +123,19 @@ def effective_rank(
     >>> effective_rank(np.eye(4), method="exact").value
     4.0
     """
-    return _one(Request("effective_rank", [A], method, seed, trace_run), products, growth)
+    chosen = options_of(options, products, seed, limits)
+    return _single("effective_rank", [A], method, chosen, trace_run=trace_run)
 
 
 def inner_product(
-    A: Any, B: Any, method: str = "auto", products: int | None = None, seed: int = 0, **growth: Unpack[Growth]
+    A: Any,
+    B: Any,
+    method: Method = "auto",
+    products: int | None = None,
+    seed: int | None = None,
+    *,
+    options: Options | None = None,
+    **limits: Unpack[Limits],
 ) -> Estimate:
     """⟨A, B⟩ = tr(A B) of two symmetric operators of one shape.
 
@@ -130,11 +146,18 @@ def inner_product(
     >>> inner_product(np.diag([1.0, 2.0]), np.diag([3.0, 4.0]), method="exact").value
     11.0
     """
-    return _one(Request("inner_product", [A, B], method, seed), products, growth)
+    return _single("inner_product", [A, B], method, options_of(options, products, seed, limits))
 
 
 def alignment(
-    A: Any, B: Any, method: str = "auto", products: int | None = None, seed: int = 0, **growth: Unpack[Growth]
+    A: Any,
+    B: Any,
+    method: Method = "auto",
+    products: int | None = None,
+    seed: int | None = None,
+    *,
+    options: Options | None = None,
+    **limits: Unpack[Limits],
 ) -> Estimate:
     """cos(A, B) = ⟨A, B⟩ / (‖A‖_F ‖B‖_F) of two symmetric operators of one shape.
 
@@ -146,41 +169,47 @@ def alignment(
     >>> alignment(np.diag([1.0, 0.0]), np.diag([1.0, 0.0]), method="exact").value
     1.0
     """
-    return _one(Request("alignment", [A, B], method, seed), products, growth)
+    return _single("alignment", [A, B], method, options_of(options, products, seed, limits))
 
 
 def measure(
     A: Any,
     others: Sequence[Any] = (),
-    method: str = "auto",
+    method: Method = "auto",
     products: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     *,
+    metrics: Sequence[str] = STANDARD,
     trace_run: Run[Estimate] | Estimate | None = None,
-    **growth: Unpack[Growth],
+    options: Options | None = None,
+    **limits: Unpack[Limits],
 ) -> Measurement:
     """Trace, norm and effective rank of A, and its alignment with each of the others.
 
     ``products`` counts the products with all kernels together. A tolerance is met
-    when every metric meets it. Other arguments and errors are those of
+    when every metric meets it. ``metrics`` names others of
+    :data:`ntkscope.metrics.METRICS`. Other arguments and errors are those of
     :func:`effective_rank`.
 
     >>> import numpy as np
     >>> measure(np.eye(2), [np.diag([1.0, 0.0])], method="exact").alignment[0].value.__round__(4)
     0.7071
     """
-    run, exact = make_runs(Request("measure", [A, *others], method, seed, trace_run))
-    result: Measurement = drive(run, exact=exact, products=products, **growth)
-    return result
+    chosen = options_of(options, products, seed, limits)
+    wanted = _measure.check_metrics(metrics)
+    return _measure.measure([A, *others], wanted, method, chosen, trace_run=trace_run)
 
 
 def measure_all(
     operators: Sequence[Any],
-    method: str = "auto",
+    method: Method = "auto",
     products: int | None = None,
-    seed: int = 0,
-    **growth: Unpack[Growth],
-) -> list[Measurement]:
+    seed: int | None = None,
+    *,
+    metrics: Sequence[str] = STANDARD,
+    options: Options | None = None,
+    **limits: Unpack[Limits],
+) -> Measurements:
     """All metrics of several operators, and the alignment of every pair, from shared products.
 
     Every operator pays for its products once, however many pairs it is in.
@@ -189,8 +218,10 @@ def measure_all(
         operators: Of one shape (n, n), such as the NTKs of several checkpoints.
         method: One of ``METHODS["measure_all"]``.
         products: Products to spend, all operators together.
-        seed: Of the probes.
-        **growth: A tolerance, met when every metric meets it, or other limits.
+        seed: Of the probes; 0 if not given.
+        metrics: Which metrics.
+        options: All of how far to go as one :class:`ntkscope.Options`.
+        **limits: Its fields by keyword: a tolerance, met when every metric meets it, or other limits.
 
     Returns:
         One measurement an operator; its ``alignment`` lists the other operators in order.
@@ -206,12 +237,10 @@ def measure_all(
     """
     if not operators:
         raise ValueError("measure_all needs at least one operator, found none; pass a list of operators")
-    run, exact = make_runs(Request("measure_all", list(operators), method, seed))
-    result: list[Measurement] = drive(run, exact=exact, products=products, **growth)
-    return result
+    chosen = options_of(options, products, seed, limits)
+    wanted = _measure.check_metrics(metrics)
+    return _measure.measure_all(list(operators), wanted, method, chosen)
 
 
-def _one(request: Request, products: int | None, growth: Growth) -> Estimate:
-    run, exact = make_runs(request)
-    result: Estimate = drive(run, exact=exact, products=products, **growth)
-    return result
+def _single(metric: str, operators: list[Any], method: str, options: Options, **sources: Any) -> Estimate:
+    return _measure.single(metric, operators, method, options, **sources)

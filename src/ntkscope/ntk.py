@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, Unpack
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from ntkscope import measure as routes
-from ntkscope.engines.torch import Jacobian, StateFunction
-from ntkscope.engines.torch.maps import ForwardMap, KernelMap, ReverseMap
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET
-from ntkscope.engines.torch.samples.axes import BatchDim, StructureError
-from ntkscope.engines.torch.samples.jacobian import SampleJacobian
-from ntkscope.engines.torch.samples.tangents import SampleTangents
-from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel
-from ntkscope.results import Estimate, Measurement, Measurements
+from ntkscope import measure
+from ntkscope.engines.base import Engine, Refusal, Samples
+from ntkscope.engines.pick import make_engine
+from ntkscope.metrics import METRICS, STANDARD
+from ntkscope.operators.space import Factor
+from ntkscope.results import Cost, Estimate, Measurement, Measurements
+from ntkscope.settings import (
+    DEFAULT_BUDGET,
+    Limits,
+    Method,
+    Options,
+    TraceMethod,
+    TraceSource,
+    check_sizes,
+    options_of,
+)
 from ntkscope.ways.plan import Plan
 
 __all__ = ["NTK", "measure_all"]
+
+#: An axis for every input, or a tuple or dict of axes (``None``: shared by all samples).
+BatchDim: TypeAlias = "int | tuple[int | None, ...] | Mapping[str, int | None]"
+
+
+_NO_COPY = (
+    "an NTK cannot be copied or pickled, since it runs the user's own module; make a new one of the "
+    "model's copy, or keep what was measured (to_dict())"
+)
 
 
 class NTK:
@@ -43,6 +57,9 @@ class NTK:
         memory_budget: Bytes that one step of work may take besides the model.
         chunk_size: Probes in a chunk; chosen from the budget if ``None``.
 
+    Attributes:
+        engine: What knows the model's framework; see :class:`ntkscope.engines.base.Engine`.
+
     Raises:
         TypeError: If the model is no module, or the state is not one real floating tensor.
         ValueError: If the model is random, has no trainable parameter, or its state is empty or
@@ -57,34 +74,31 @@ class NTK:
     40.0
     """
 
+    engine: Engine
+
     def __init__(
         self,
-        model: nn.Module,
-        inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+        model: Any,
+        inputs: Any,
         *,
-        outputs: Callable[[Any], Tensor] | None = None,
+        outputs: Callable[[Any], Any] | None = None,
         layer: str | None = None,
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
     ) -> None:
-        for name, value in (("memory_budget", memory_budget), ("chunk_size", chunk_size)):
-            if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-                raise TypeError(f"{name} must be a number, found {value!r}; pass bytes, such as {1 << 28:,}")
-        if memory_budget <= 0 or (chunk_size is not None and chunk_size < 1):
-            raise ValueError(
-                f"memory_budget and chunk_size must be positive, found {memory_budget} and {chunk_size}; "
-                "leave them out to have them chosen"
-            )
-        self._function = StateFunction(model, inputs, outputs, layer)
-        self._jacobian = Jacobian(self._function, memory_budget, chunk_size)
-        self._options: dict[str, Any] = {"outputs": outputs, "layer": layer, "chunk_size": chunk_size}
-        self._batch_dim = batch_dim
-        self._samples: tuple[SampleJacobian | None, str] | None = None
-        self._tangents: SampleTangents | None = None
-        self.memory_budget = memory_budget
+        check_sizes(memory_budget, chunk_size)
+        self.engine = make_engine(
+            model,
+            inputs,
+            outputs=outputs,
+            layer=layer,
+            batch_dim=batch_dim,
+            memory_budget=memory_budget,
+            chunk_size=chunk_size,
+        )
 
-    def at(self, model: nn.Module) -> NTK:
+    def at(self, model: Any) -> NTK:
         """The kernel of the same state at another moment of the model's training.
 
         The inputs and all options are those of this kernel, and what was found out about the model's
@@ -105,38 +119,27 @@ class NTK:
         >>> round(first.at(model).alignment(first).value, 6)  # the kernel of a linear model never moves
         1.0
         """
-        twin = NTK(
-            model,
-            self._function.inputs,
-            batch_dim=self._batch_dim,
-            memory_budget=self.memory_budget,
-            **self._options,
-        )
-        if twin.output_shape != self.output_shape:
-            raise ValueError(
-                f"the model's state has shape {twin.output_shape} now, expected {self.output_shape}; "
-                "make a new NTK of it"
-            )
-        jacobian = self._samples[0] if self._samples else None
-        if jacobian is not None:
-            try:
-                twin._samples = (jacobian.at(twin._function), "")
-            except StructureError:
-                # Another way through the model, or other constants: it is traced when it is needed.
-                twin._samples = None
+        twin = NTK.__new__(NTK)
+        twin.engine = self.engine.at(model)
         return twin
+
+    def __deepcopy__(self, memo: Any) -> NTK:
+        raise TypeError(_NO_COPY)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(_NO_COPY)
 
     # What it is.
 
     @property
     def n(self) -> int:
         """Size of the state; K has shape (n, n)."""
-        return self._jacobian.shape[0]
+        return self.engine.shape[0]
 
     @property
     def n_params(self) -> int:
         """Number of trainable parameters p; J has shape (n, p)."""
-        return self._jacobian.shape[1]
+        return self.engine.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -146,23 +149,49 @@ class NTK:
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the state; vectors of n numbers are it, flattened."""
-        return self._function.output_shape
+        return self.engine.output_shape
 
     @property
-    def dtype(self) -> torch.dtype:
+    def state(self) -> Any:
+        """The watched state itself, detached, of shape :attr:`output_shape`."""
+        return self.engine.state
+
+    @property
+    def dtype(self) -> Any:
         """The state's dtype, in which the products run."""
-        return self._function.dtype
+        return self.engine.dtype
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Any:
         """Where the state lives."""
-        return self._function.device
+        return self.engine.device
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes that one step of work may take besides the model."""
+        return self.engine.budget
+
+    @property
+    def cost(self) -> Cost:
+        """All products that this kernel has run so far; no seconds."""
+        ledger = self.engine.ledger
+        return Cost(ledger.products, round(ledger.vjps), round(ledger.jvps))
 
     def __repr__(self) -> str:
         state = "×".join(map(str, self.output_shape)) or "scalar"
         return f"NTK(state {state}, n={self.n:,}, p={self.n_params:,}, {self.dtype}, {self.device})"
 
     # Products.
+
+    def jacobian(self) -> Factor:
+        """J as a linear map of shape (n, p), with ``@`` and ``T``.
+
+        >>> import torch
+        >>> J = NTK(torch.nn.Linear(3, 2, bias=False), torch.eye(3)).jacobian()
+        >>> J.shape, (J.T @ torch.ones(6)).tolist()
+        ((6, 6), [1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+        """
+        return self.engine.map()
 
     def matvec(self, v: Any) -> Any:
         """Kv: shape (n,) or (n, k), to the same shape; one NTK product (a VJP and a JVP) a column.
@@ -172,7 +201,8 @@ class NTK:
         Raises:
             ValueError: If the first axis of ``v`` is not n.
         """
-        return self._apply(v, self.n, "n", self._jacobian.ntk)
+        with self.engine.session():
+            return self.engine.kernel_map() @ v
 
     def __matmul__(self, v: Any) -> Any:
         return self.matvec(v)
@@ -182,45 +212,24 @@ class NTK:
 
         The parameters are flattened and put one after the other as ``named_parameters`` lists them.
         """
-        return self._apply(z, self.n, "n", self._jacobian.vjp)
+        with self.engine.session():
+            return self.engine.map().T @ z
 
     def jvp(self, u: Any) -> Any:
         """Ju: shape (p,) or (p, k), to (n,) or (n, k); one forward product a column."""
-        return self._apply(u, self.n_params, "p", self._jacobian.jvp)
+        with self.engine.session():
+            return self.engine.map() @ u
 
-    def _apply(self, v: Any, size: int, name: str, product: Callable[[Tensor], Tensor]) -> Any:
-        from_numpy = not isinstance(v, Tensor)
-        block = torch.as_tensor(np.asarray(v)) if from_numpy else v
-        if block.dim() not in (1, 2) or block.shape[0] != size:
-            raise ValueError(
-                f"expected a vector of shape ({size},) or a block of columns ({size}, k), "
-                f"since {name}={size}; found shape {tuple(block.shape)}"
-            )
-        rows = block.reshape(size, -1).T.to(self.device, self.dtype)
-        result = product(rows.contiguous()).detach().T
-        result = result[:, 0] if block.dim() == 1 else result
-        if not from_numpy:
-            return result
-        wide = result if result.dtype in (torch.float32, torch.float64) else result.float()
-        return wide.cpu().numpy()
-
-    def to_dense(self) -> Tensor:
+    def to_dense(self) -> Any:
         """K itself, shape (n, n), exactly, in tiles; n² numbers of memory."""
-        jacobian, _ = self._structure()
-        source = WholeRows(self._jacobian) if jacobian is None else SampleRows(jacobian)
-        return dense_kernel(source, self.n, self.memory_budget)
+        with self.engine.session():
+            return self.engine.dense()
 
     def to_scipy(self) -> Any:
-        """K as a ``scipy.sparse.linalg.LinearOperator`` (SciPy must be installed).
+        """K as a ``scipy.sparse.linalg.LinearOperator``."""
+        from scipy.sparse.linalg import LinearOperator
 
-        Raises:
-            ImportError: If SciPy is missing.
-        """
-        try:
-            from scipy.sparse.linalg import LinearOperator
-        except ImportError as error:
-            raise ImportError("to_scipy() needs SciPy; install it with: pip install scipy") from error
-        dtype = np.float64 if self.dtype == torch.float64 else np.float32
+        dtype = np.float64 if self.engine.map().epsilon < 1e-10 else np.float32
         product = self.matvec
         # SciPy chooses the class by its arguments, in __new__, which type checkers do not see.
         make: Any = LinearOperator
@@ -230,15 +239,12 @@ class NTK:
 
     def trace(
         self,
-        method: str = "auto",
+        method: TraceMethod = "auto",
         products: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         *,
-        rtol: float | None = None,
-        atol: float | None = None,
-        max_products: int | None = None,
-        seconds: float | None = None,
-        progress: bool | Callable[..., None] = False,
+        options: Options | None = None,
+        **limits: Unpack[Limits],
     ) -> Estimate:
         """Tr K = ‖J‖²_F.
 
@@ -250,12 +256,10 @@ class NTK:
                 ``"fhutch"`` (forward mode alone): arXiv 2511.10796. ``"auto"``: the cheapest way to the
                 tolerance, see :meth:`explain`.
             products: Products to spend (NTK products; VJPs or JVPs for the one-sided methods).
-            seed: Of the probes.
-            rtol: Relative tolerance; 0.01 where neither this, ``atol`` nor ``products`` is given.
-            atol: Absolute tolerance.
-            max_products: Most products that may be spent for a tolerance.
-            seconds: Most seconds that may be spent.
-            progress: Show a bar, or a function of (estimate, spent, budget) to call.
+            seed: Of the probes; 0 if not given.
+            options: All of how far to go as one :class:`ntkscope.Options`.
+            **limits: Its fields by keyword: ``rtol`` (0.01 where neither it, ``atol`` nor ``products``
+                is given), ``atol``, ``max_products``, ``seconds``, ``progress``.
 
         Returns:
             The estimate with its standard error and cost.
@@ -263,21 +267,18 @@ class NTK:
         Raises:
             ValueError: For an unknown method, one that does not apply to this model, or a budget
                 below the method's minimum.
+            TypeError: For an option that there is not, or of the wrong kind.
         """
-        growth = _growth(rtol, atol, max_products, seconds)
-        return routes.single(self, "trace", [], method, products, seed, progress, growth)
+        return measure.single("trace", [self], method, options_of(options, products, seed, limits))
 
     def frobenius_norm(
         self,
-        method: str = "auto",
+        method: Method = "auto",
         products: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         *,
-        rtol: float | None = None,
-        atol: float | None = None,
-        max_products: int | None = None,
-        seconds: float | None = None,
-        progress: bool | Callable[..., None] = False,
+        options: Options | None = None,
+        **limits: Unpack[Limits],
     ) -> Estimate:
         """‖K‖_F = √tr(K²).
 
@@ -285,21 +286,18 @@ class NTK:
         rows of J, or by JᵀJ, whichever is cheapest; ``"hutch++"`` runs Hutch++ on K², two NTK
         products a probe, as arXiv 2511.10796 does.
         """
-        growth = _growth(rtol, atol, max_products, seconds)
-        return routes.single(self, "frobenius_norm", [], method, products, seed, progress, growth)
+        chosen = options_of(options, products, seed, limits)
+        return measure.single("frobenius_norm", [self], method, chosen)
 
     def effective_rank(
         self,
-        method: str = "auto",
+        method: Method = "auto",
         products: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         *,
-        trace_method: str | None = None,
-        rtol: float | None = None,
-        atol: float | None = None,
-        max_products: int | None = None,
-        seconds: float | None = None,
-        progress: bool | Callable[..., None] = False,
+        trace_method: TraceSource | None = None,
+        options: Options | None = None,
+        **limits: Unpack[Limits],
     ) -> Estimate:
         """(tr K)² / ‖K‖²_F: between 1 and the rank of K; how many directions of state share the motion.
 
@@ -307,23 +305,18 @@ class NTK:
         ``"per-sample"``, ``"per-sample-forward"``, ``"exact"``, or ``None`` for the same products as the
         norm's. ``method="auto"`` takes ``"per-sample"`` where samples are independent.
         """
-        growth = _growth(rtol, atol, max_products, seconds)
-        return routes.single(
-            self, "effective_rank", [], method, products, seed, progress, growth, trace_method
-        )
+        chosen = options_of(options, products, seed, limits)
+        return measure.single("effective_rank", [self], method, chosen, trace_method=trace_method)
 
     def alignment(
         self,
         other: Any,
-        method: str = "auto",
+        method: Method = "auto",
         products: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         *,
-        rtol: float | None = None,
-        atol: float | None = None,
-        max_products: int | None = None,
-        seconds: float | None = None,
-        progress: bool | Callable[..., None] = False,
+        options: Options | None = None,
+        **limits: Unpack[Limits],
     ) -> Estimate:
         """cos(K, K′) = tr(KK′) / (‖K‖_F ‖K′‖_F) with another kernel on the same state.
 
@@ -332,48 +325,65 @@ class NTK:
                 the kernel yyᵀ of the targets.
             method: As in :meth:`frobenius_norm`.
             products: NTK products to spend, with both kernels together.
-            seed: Of the probes.
-            rtol: Relative tolerance.
-            atol: Absolute tolerance.
-            max_products: Most products that may be spent for a tolerance.
-            seconds: Most seconds that may be spent.
-            progress: Show a bar, or a function to call.
+            seed: Of the probes; 0 if not given.
+            options: All of how far to go as one :class:`ntkscope.Options`.
+            **limits: Its fields by keyword, as in :meth:`trace`.
 
         Raises:
             ValueError: If the kernels do not act on states of one shape.
         """
-        growth = _growth(rtol, atol, max_products, seconds)
-        others = [self._other(other)]
-        return routes.single(self, "alignment", others, method, products, seed, progress, growth)
+        chosen = options_of(options, products, seed, limits)
+        return measure.single("alignment", [self, self._other(other)], method, chosen)
+
+    def metric(
+        self,
+        name: str,
+        *others: Any,
+        method: Method = "auto",
+        products: int | None = None,
+        seed: int | None = None,
+        options: Options | None = None,
+        **limits: Unpack[Limits],
+    ) -> Estimate:
+        """Any metric of :data:`ntkscope.metrics.METRICS` by its name.
+
+        Args and errors as in :meth:`alignment`; ``others`` is the other kernel of a metric that takes two.
+
+        >>> import torch
+        >>> ntk = NTK(torch.nn.Linear(2, 1, bias=False), torch.eye(2))
+        >>> round(ntk.metric("inner_product", ntk, method="exact").value, 6)
+        2.0
+        """
+        chosen = options_of(options, products, seed, limits)
+        return measure.single(name, [self, *map(self._other, others)], method, chosen)
 
     def measure(
         self,
         others: Sequence[Any] = (),
-        method: str = "auto",
+        method: Method = "auto",
         products: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         *,
-        trace_method: str | None = None,
-        rtol: float | None = None,
-        atol: float | None = None,
-        max_products: int | None = None,
-        seconds: float | None = None,
-        progress: bool | Callable[..., None] = False,
+        metrics: Sequence[str] = STANDARD,
+        trace_method: TraceSource | None = None,
+        options: Options | None = None,
+        **limits: Unpack[Limits],
     ) -> Measurement:
         """Trace, norm, effective rank, and the alignment with each of ``others``, from shared work.
 
-        Args and errors as in :meth:`alignment`, and ``trace_method`` as in :meth:`effective_rank`.
-        ``method="sketch"`` goes by products alone, each kernel's counted once. A tolerance is met
-        when every metric meets it.
+        Args and errors as in :meth:`alignment`, ``trace_method`` as in :meth:`effective_rank`, and
+        ``metrics``: which of :data:`ntkscope.metrics.METRICS`. ``method="sketch"`` goes by products
+        alone, each kernel's counted once. A tolerance is met when every metric meets it.
 
         >>> import torch
         >>> model = torch.nn.Linear(3, 1, bias=False)
         >>> round(NTK(model, torch.eye(3)).measure().effective_rank.value, 4)
         3.0
         """
-        growth = _growth(rtol, atol, max_products, seconds)
-        kernels = [self._other(other) for other in others]
-        return routes.measure(self, kernels, method, products, seed, progress, growth, trace_method)
+        kernels = [self, *map(self._other, others)]
+        chosen = options_of(options, products, seed, limits)
+        names = measure.check_metrics(metrics)
+        return measure.measure(kernels, names, method, chosen, trace_method=trace_method)
 
     # How.
 
@@ -388,69 +398,25 @@ class NTK:
         Raises:
             ValueError: For an unknown metric.
         """
-        if metric not in routes.METHODS:
-            raise ValueError(
-                f"unknown metric {metric!r}; choose one of " + ", ".join(map(repr, routes.METHODS))
-            )
-        return routes.make_plan(self, metric, [self._other(other) for other in others], rtol)
+        if metric not in (*METRICS, "measure", "measure_all"):
+            known = (*METRICS, "measure", "measure_all")
+            raise ValueError(f"unknown metric {metric!r}; choose one of " + ", ".join(map(repr, known)))
+        return measure.plan([self, *map(self._other, others)], metric, rtol)
 
     def explain(self, metric: str = "trace", others: Sequence[NTK] = (), rtol: float = 0.01) -> None:
         """Prints :meth:`plan`, and what is known of the model's structure."""
-        jacobian, reason = self._structure()
-        if jacobian is None:
+        samples, reason = self._structure()
+        if samples is None:
             print(f"The samples are not treated on their own: {reason}.")
         else:
-            print(jacobian.describe())
+            print(samples.describe())
         print(self.plan(metric, others, rtol))
 
-    # The two halves.
-
-    def _structure(self) -> tuple[SampleJacobian | None, str]:
-        """The per-sample Jacobian, or ``None`` and the reason why there is none."""
-        if self._samples is None:
-            self._samples = self._find_structure()
-        return self._samples
-
-    def _find_structure(self) -> tuple[SampleJacobian | None, str]:
-        if self._batch_dim is None:
-            return None, "batch_dim=None says that they are coupled"
-        try:
-            return SampleJacobian(self._function, self._batch_dim, self.memory_budget), ""
-        except StructureError as error:
-            return None, str(error)
-
-    def _sample_jacobian(self) -> SampleJacobian:
-        jacobian, reason = self._structure()
-        if jacobian is None:
-            raise ValueError(
-                f"per-sample methods do not apply: {reason}; use method='auto' or 'hutch++', "
-                "or name the samples' axis by batch_dim="
-            )
-        return jacobian
-
-    def _sample_tangents(self) -> SampleTangents:
-        if self._tangents is None:
-            try:
-                self._tangents = SampleTangents(self._sample_jacobian(), self.memory_budget)
-            except StructureError as error:
-                raise ValueError(
-                    f"method 'per-sample-forward' does not apply: {error}; use 'per-sample'"
-                ) from error
-        return self._tangents
-
-    def _sample_products(self) -> tuple[float, float]:
-        """VJPs and JVPs of the batch that were spent sample by sample."""
-        jacobian = self._samples[0] if self._samples else None
-        return (jacobian.vjps, jacobian.jvps) if jacobian else (0.0, 0.0)
-
-    def _as_map(self) -> KernelMap:
-        return KernelMap(self._jacobian)
-
-    def _reverse_map(self) -> ReverseMap:
-        return ReverseMap(self._jacobian)
-
-    def _forward_map(self) -> ForwardMap:
-        return ForwardMap(self._jacobian)
+    def _structure(self) -> tuple[Samples | None, str]:
+        """The samples on their own, or ``None`` and the reason why they are not treated so."""
+        with self.engine.session():
+            samples = self.engine.samples()
+        return (None, samples.reason) if isinstance(samples, Refusal) else (samples, "")
 
     def _other(self, other: Any) -> Any:
         """Another kernel, checked against this one."""
@@ -472,31 +438,18 @@ class NTK:
                     "bring both models to one dtype and device"
                 )
             return other
-        if isinstance(other, (Tensor, np.ndarray)):
-            matrix = torch.as_tensor(other).to(self.device, self.dtype)
-            if not bool(torch.isfinite(matrix).all()):
-                raise ValueError(
-                    "the other kernel has entries that are not finite; look for nan and inf in it"
-                )
-            if not torch.allclose(matrix, matrix.mT, rtol=1e-3, atol=1e-3 * float(matrix.abs().max())):
-                raise ValueError(
-                    "the other kernel is not symmetric, as a kernel is; pass (A + A.T) / 2 if it nearly is"
-                )
-            return matrix
-        return other
+        return self.engine.matrix(other)
 
 
 def measure_all(
     kernels: Sequence[NTK],
-    method: str = "auto",
+    method: Method = "auto",
     products: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_products: int | None = None,
-    seconds: float | None = None,
-    progress: bool | Callable[..., None] = False,
+    metrics: Sequence[str] = STANDARD,
+    options: Options | None = None,
+    **limits: Unpack[Limits],
 ) -> Measurements:
     """Trace, norm and effective rank of several kernels, and the alignment of every pair.
 
@@ -507,12 +460,10 @@ def measure_all(
         kernels: NTKs on states of one shape.
         method: As in :meth:`NTK.measure`; separate Hutch++ runs are not among them.
         products: NTK products to spend, all kernels together.
-        seed: Of the probes.
-        rtol: Relative tolerance, met when every metric of every kernel meets it.
-        atol: Absolute tolerance.
-        max_products: Most products that may be spent for a tolerance.
-        seconds: Most seconds that may be spent.
-        progress: Show a bar, or a function to call.
+        seed: Of the probes; 0 if not given.
+        metrics: As in :meth:`NTK.measure`.
+        options: All of how far to go as one :class:`Options`.
+        **limits: Its fields by keyword; a tolerance is met when every metric of every kernel meets it.
 
     Returns:
         One measurement a kernel, with :meth:`~ntkscope.Measurements.alignment_matrix`.
@@ -528,13 +479,5 @@ def measure_all(
     if not kernels:
         raise ValueError("measure_all needs at least one kernel, found none; pass a list of NTKs")
     checked = [kernels[0]._other(kernel) for kernel in kernels]
-    growth = _growth(rtol, atol, max_products, seconds)
-    return routes.measure_all(checked, method, products, seed, progress, growth)
-
-
-def _growth(
-    rtol: float | None, atol: float | None, max_products: int | None, seconds: float | None
-) -> dict[str, Any]:
-    """The limits that were given."""
-    given = {"rtol": rtol, "atol": atol, "max_products": max_products, "seconds": seconds}
-    return {name: value for name, value in given.items() if value is not None}
+    chosen = options_of(options, products, seed, limits)
+    return measure.measure_all(checked, measure.check_metrics(metrics), method, chosen)

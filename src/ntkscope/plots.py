@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ntkscope.report import KernelNumbers, Report
+from ntkscope.files import write_whole
+from ntkscope.report import SYMBOLS, TITLES, KernelNumbers, Report
 from ntkscope.results import Estimate
 
 if TYPE_CHECKING:
@@ -17,18 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
-__all__ = ["COLORS", "kernel_maps", "metric_panels", "report_figure", "save_figure"]
+__all__ = [
+    "COLORS",
+    "kernel_maps",
+    "metric_panels",
+    "report_figure",
+    "save_figure",
+    "short_number",
+    "single_subtitle",
+    "value_label",
+]
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
-
-_TITLES = {
-    "trace": ("trace", "tr K"),
-    "frobenius_norm": ("Frobenius norm", "‖K‖"),
-    "effective_rank": ("effective rank", "(tr K)² / ‖K‖²"),
-    "alignment": ("alignment", "cos(K, K′)"),
-}
 
 
 def report_figure(report: Report, title: str, subtitle: str = "") -> Figure:
@@ -86,11 +89,11 @@ def _bars(
     known: Sequence[float],
     colors: Sequence[str],
 ) -> None:
-    name, formula = _TITLES[metric]
-    axis.set_title(f"{name}\n", fontsize=11, color=_INK, pad=2)
+    axis.set_title(f"{TITLES[metric]}\n", fontsize=11, color=_INK, pad=2)
     axis.text(
-        0.5, 1.02, formula, transform=axis.transAxes, ha="center", va="bottom", fontsize=9, color="#666666"
-    )
+        0.5, 1.02, SYMBOLS[metric], transform=axis.transAxes,
+        ha="center", va="bottom", fontsize=9, color="#666666",
+    )  # fmt: skip
     highest = max((_top(estimate) for estimate in estimates), default=1.0)
     for place, estimate in enumerate(estimates):
         axis.bar(place, estimate.value, width=0.62, color=colors[place % len(colors)], zorder=2)
@@ -200,11 +203,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes the figure as a whole file; the kind follows from the name (png, pdf or svg)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from ntkscope.files import write_whole
-
     FigureCanvasAgg(figure)
-    save: Callable[[Path], None] = lambda target: figure.savefig(target, dpi=160, facecolor="white")  # noqa: E731
-    write_whole(path, save)
+    write_whole(path, lambda target: figure.savefig(target, dpi=160, facecolor="white"))
 
 
 def single_subtitle(numbers: KernelNumbers) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 from ntkscope.results import Estimate
 
-__all__ = ["Report", "progress_bar"]
+__all__ = ["ProgressListener", "progress_bar"]
 
 
-class Report:
+class ProgressListener:
     """What running computations call.
 
     Args:
@@ -28,7 +28,7 @@ class Report:
         self._forward = forward
 
     @property
-    def listener(self) -> Report | None:
+    def listener(self) -> ProgressListener | None:
         """Itself, or ``None`` if nobody listens and nothing need be worked out to be told."""
         return None if self._show is None and self._forward is None else self
 
@@ -46,7 +46,7 @@ class Report:
 
 
 @contextmanager
-def progress_bar(progress: bool | Callable[..., None], title: str) -> Iterator[Report]:
+def progress_bar(progress: bool | Callable[..., None], title: str) -> Iterator[ProgressListener]:
     """A bar on the terminal (or in a notebook) for ``True``; a call of one's own for a callable.
 
     Args:
@@ -54,10 +54,10 @@ def progress_bar(progress: bool | Callable[..., None], title: str) -> Iterator[R
         title: What is measured.
     """
     if callable(progress):
-        yield Report(forward=progress)
+        yield ProgressListener(forward=progress)
         return
     if not progress:
-        yield Report()
+        yield ProgressListener()
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -77,4 +77,4 @@ def progress_bar(progress: bool | Callable[..., None], title: str) -> Iterator[R
             else:
                 bar.update(task, total=1.0, completed=share, value=text)
 
-        yield Report(show)
+        yield ProgressListener(show)

@@ -19,10 +19,40 @@ from ntkscope.results import Cost, Estimate
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["METRICS", "Alignment", "KernelNumbers", "Report", "document", "measure_kernel", "to_json"]
+__all__ = [
+    "ALL_METRICS",
+    "METRICS",
+    "SYMBOLS",
+    "TITLES",
+    "Alignment",
+    "KernelNumbers",
+    "Report",
+    "comparison_table",
+    "document",
+    "interval_text",
+    "kernel_table",
+    "measure_kernel",
+    "to_json",
+]
 
-#: The metrics of one kernel, in the order of tables and files.
-METRICS = ("trace", "frobenius_norm", "effective_rank")
+#: How people call every metric, in the order of tables.
+TITLES = {
+    "trace": "trace",
+    "frobenius_norm": "Frobenius norm",
+    "effective_rank": "effective rank",
+    "alignment": "alignment",
+}
+
+#: What every metric is.
+SYMBOLS = {
+    "trace": "tr K",
+    "frobenius_norm": "‖K‖",
+    "effective_rank": "(tr K)² / ‖K‖²",
+    "alignment": "cos(K, K′)",
+}
+
+#: The metrics of one kernel alone, in the order of tables and files.
+METRICS = tuple(name for name in TITLES if name != "alignment")
 
 #: As ``--metrics`` takes them.
 ALL_METRICS = ",".join(METRICS)
@@ -124,7 +154,7 @@ def measure_kernel(
         estimate = single(**options)
         return KernelNumbers(name, kernel, {metrics[0]: estimate}, estimate.cost), ()
     found = kernel.measure([other for _, other in others], **options)
-    numbers = KernelNumbers(name, kernel, {metric: getattr(found, metric) for metric in metrics}, found.cost)
+    numbers = KernelNumbers(name, kernel, {metric: found[metric] for metric in metrics}, found.cost)
     pairs = zip(others, found.alignment, strict=True)
     return numbers, tuple(Alignment((name, other), estimate) for (other, _), estimate in pairs)
 
@@ -188,7 +218,7 @@ def kernel_table(numbers: KernelNumbers) -> Table:
     """One kernel: a row for every metric."""
     table = _table("metric", "value ± 1 s.e.", "95% interval", "method")
     for metric, estimate in numbers.metrics.items():
-        table.add_row(_words(metric), estimate.value_text(), interval_text(estimate), estimate.method)
+        table.add_row(TITLES[metric], estimate.value_text(), interval_text(estimate), estimate.method)
     table.caption = f"cost: {numbers.cost}"
     table.caption_justify = "left"
     return table
@@ -199,12 +229,12 @@ def comparison_table(report: Report) -> Table:
     table = _table("metric", *(kernel.name for kernel in report.kernels), "method")
     for metric in report.kernels[0].metrics:
         found = [kernel.metrics[metric] for kernel in report.kernels]
-        table.add_row(_words(metric), *(e.value_text() for e in found), _methods(found))
+        table.add_row(TITLES[metric], *(e.value_text() for e in found), _methods(found))
     by_pair = {alignment.between: alignment.estimate for alignment in report.alignments}
     if by_pair:
         first = report.kernels[0].name
         cells = ["1" if k.name == first else by_pair[first, k.name].value_text() for k in report.kernels]
-        table.add_row("alignment", *cells, _methods(list(by_pair.values())))
+        table.add_row(TITLES["alignment"], *cells, _methods(list(by_pair.values())))
     costs = "; ".join(f"{kernel.name} {kernel.cost}" for kernel in report.kernels)
     table.caption = f"cost: {costs}"
     table.caption_justify = "left"
@@ -213,10 +243,6 @@ def comparison_table(report: Report) -> Table:
 
 def _methods(estimates: Sequence[Estimate]) -> str:
     return " / ".join(dict.fromkeys(estimate.method for estimate in estimates))
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ").replace("frobenius", "Frobenius")
 
 
 def _table(first: str, *columns: str) -> Table:

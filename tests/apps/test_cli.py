@@ -147,6 +147,8 @@ def test_measure_writes_documented_json(folder: Path) -> None:
     for name in ("trace", "frobenius_norm", "effective_rank"):
         assert kernel["metrics"][name]["value"] == pytest.approx(getattr(reference, name).value, rel=1e-5)
         assert kernel["metrics"][name]["stderr"] == 0
+        read = ntkscope.Estimate.from_dict(kernel["metrics"][name])
+        assert (read.method, read.quantity) == (reference[name].method, name)
 
 
 def test_json_to_stdout_is_all_there_is(folder: Path) -> None:
@@ -277,14 +279,41 @@ BAD_OPTIONS = {
     "--json no/out.json": "cannot write no/out.json: there is no folder no",
     "--json .": "cannot write .: it is a folder",
     "--plot out.txt": "cannot write out.txt: its name must end in .png or .pdf or .svg",
+    "--json same.png --plot ./same.png": "--json and --plot are the same file same.png",
+    "--json link --plot linked.png": "--json and --plot are the same file linked.png",
+    "--json x.npz": "--inputs and --json are the same file x.npz; name another one by --json",
+    "--json w2.safetensors --checkpoint w2.safetensors": "--checkpoint and --json are the same file",
+    "--json kept.json": "cannot write kept.json: it is read-only; make it writable or name another file",
+    "--plot kept.png": "cannot write kept.png: it is read-only; make it writable or name another file",
     "--colour red": "No such option: --colour",
 }
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS.items())
 def test_bad_options(folder: Path, options: str, message: str) -> None:
+    (folder / "link").symlink_to("linked.png")
+    for name in ("kept.json", "kept.png"):
+        (folder / name).write_text("kept")
+        (folder / name).chmod(0o444)
     command = ["measure", "toy_models:mlp", "--inputs", "x.npz", *options.split()]
     assert message in _fail(*command)
+    assert (folder / "kept.json").read_text() == "kept"
+
+
+def test_results_may_go_into_a_device(folder: Path) -> None:
+    # By a link of our own, so that a mistake would not break the machine.
+    (folder / "null").symlink_to("/dev/null")
+    _succeed("measure", "toy_models:with_inputs", "--metrics", "trace", "--json", "null")
+    assert (folder / "null").is_symlink()
+    assert Path("/dev/null").is_char_device()
+
+
+def test_comparing_a_checkpoint_with_itself_is_fine_but_not_writing_over_it(folder: Path) -> None:
+    command = ("compare", "toy_models:mlp", "w1.safetensors", "w1.safetensors", "-i", "x.npz")
+    assert "alignment" in _succeed(*command)
+    before = (folder / "w1.safetensors").read_bytes()
+    assert "A and --json are the same file w1.safetensors" in _fail(*command, "--json", "w1.safetensors")
+    assert (folder / "w1.safetensors").read_bytes() == before
 
 
 def test_missing_inputs(folder: Path) -> None:
@@ -298,7 +327,11 @@ def test_outputs_that_are_not_there(folder: Path) -> None:
 
 
 def test_states_of_several_parts_name_the_option(folder: Path) -> None:
-    assert "choose the state, such as --output 0" in _fail("measure", "toy_models:gru", "--batch-dim", "1")
+    message = _fail("measure", "toy_models:gru", "--batch-dim", "1")
+    assert message == (
+        "the model returned a tuple of (Tensor, Tensor), expected one tensor; "
+        "choose the state, such as --output 0"
+    )
 
 
 def test_unknown_commands_and_metrics(folder: Path) -> None:

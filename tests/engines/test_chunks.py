@@ -1,4 +1,4 @@
-"""Chunks: sizes from a budget, halved when memory runs out, and nothing that was done is done again."""
+"""How much is worked on at once: sizes from a budget, and less of it where memory runs out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ntkscope import NTK
 from ntkscope.engines.torch.jacobian import Jacobian
-from ntkscope.engines.torch.memory import Chunks
+from ntkscope.engines.torch.memory import Chunks, Portions, is_out_of_memory, samples_and_probes, take_half
 from zoo import BY_NAME
 
 OUT_OF_MEMORY: dict[str, Callable[[], Exception]] = {
@@ -94,6 +94,86 @@ def test_other_errors_pass() -> None:
     assert work.failures == 1
 
 
+# What running out of memory looks like.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "cuda", "windows", "linux"],
+)  # fmt: skip
+def test_running_out_of_memory_is_recognised(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_what_this_machine_raises_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 57, dtype=torch.float64)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), ValueError("not enough memory"), KeyError()])
+def test_other_errors_are_not(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+# Samples and probes, and blocks.
+
+
+def _portions(budget: int) -> Portions:
+    return Portions(batch=10, sample=1 << 20, pair=1 << 18, piece=6, operations=1, budget=budget)
+
+
+def test_work_is_begun_anew_in_smaller_portions_until_it_fits() -> None:
+    portions, tries, released = _portions(1 << 30), [], []
+
+    def work() -> int:
+        tries.append(portions.of(100))
+        if tries[-1] > (3, 1):
+            raise MemoryError
+        return len(tries)
+
+    assert portions.run(work, 100, lambda: released.append(len(tries))) == len(tries)
+    assert tries == sorted(tries, reverse=True)
+    assert tries[-1] <= (3, 1)
+    assert released == list(range(1, len(tries)))
+
+
+@each_error
+def test_a_single_sample_and_probe_that_do_not_fit_are_an_error_with_a_remedy(
+    error: Callable[[], Exception],
+) -> None:
+    def work() -> None:
+        raise error()
+
+    with pytest.raises(MemoryError, match="a single sample with a single probe does not fit into memory"):
+        _portions(1 << 30).run(work, 100, lambda: None)
+
+
+def test_a_piece_that_nearly_fits_is_not_cut() -> None:
+    assert _portions(1 << 30).of(4) == (10, 21)
+    # Four probes are quick, the budget has room for more.
+    assert Portions(batch=1, sample=0, pair=16 << 20, piece=6, operations=1, budget=1 << 30).of(4) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(1, (1, 1)), (50, (5, 1)), (100, (10, 1)), (250, (10, 2)), (1000, (10, 10))]
+)
+def test_samples_come_before_probes(budget: int, expected: tuple[int, int]) -> None:
+    assert samples_and_probes(10, 10.0, budget) == expected
+
+
+def test_blocks_fill_half_of_the_budget() -> None:
+    assert take_half(range(5), lambda item: 10, 50) == [0, 1, 2]
+    assert take_half(range(5), lambda item: 10, 1) == [0]
+    assert take_half(range(5), lambda item: 10, 1000) == [0, 1, 2, 3, 4]
+
+
 # The products themselves.
 
 
@@ -129,7 +209,7 @@ def test_products_survive_running_out_of_memory(
     assert max(tries) > most
     assert tries[-1] <= most
     # Rows count once, however often they were tried.
-    assert (ntk._jacobian.vjps, ntk._jacobian.jvps) == (26, 26)
+    assert (ntk.engine.ledger.vjps, ntk.engine.ledger.jvps) == (26, 26)
 
 
 def test_products_of_a_model_that_never_fits_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,4 +223,4 @@ def test_running_out_of_memory_does_not_end_vectorization(monkeypatch: pytest.Mo
     ntk = BY_NAME["mlp"].ntk()
     _limited(ntk, monkeypatch, "_pull_block", 2)
     ntk.vjp(torch.ones(ntk.n, 8))
-    assert ntk._jacobian._vectorized
+    assert ntk.engine.jacobian._vectorized

@@ -35,7 +35,6 @@ PRIVATE = {
     f"{MODE}._should_skip_dynamo": "to keep torch's compiler from being loaded by our modes",
     "torch.utils._pytree.tree_flatten": "to take inputs apart",
     "torch.utils._pytree.tree_leaves": "to take inputs apart",
-    "torch.utils._pytree.tree_map": "to convert inputs",
     "torch.utils._pytree.tree_map_only": "to record an operation's arguments",
     "torch.utils._pytree.tree_unflatten": "to put inputs together",
     "torch.utils.flop_counter.flop_registry": "to predict what a product costs",

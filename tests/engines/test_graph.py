@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntkscope import NTK
+from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.opened import Graph, trace
-from ntkscope.engines.torch.samples.axes import StructureError
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian, jobs
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
 
@@ -25,11 +25,11 @@ def _graph(run: Any, x: Tensor, **parts: Any) -> Graph:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Function(run, **parts).double()
-    return NTK(model, x)._sample_jacobian().graph
+    return NTK(model, x).engine.samples().jacobian.graph
 
 
 def _structure(name: str) -> SampleJacobian:
-    return BY_NAME[name].shared()._sample_jacobian()
+    return BY_NAME[name].shared().engine.samples().jacobian
 
 
 # Uses.
@@ -95,7 +95,7 @@ def test_the_same_view_taken_twice_is_one() -> None:
 
 @each(["gru", "transformer", "conv2d-groups-stride-dilation", "tied-embedding", "frozen", "class-token"])
 def test_taps_of_zero_leave_the_state_and_others_move_it(case: Case) -> None:
-    structure = case.shared()._sample_jacobian()
+    structure = case.shared().engine.samples().jacobian
     graph, function = structure.graph, structure.function
     parameters = [function.parameters[name] for name in graph.names]
     sample = [leaf[0] for leaf in structure.axes.split(function.inputs, range(1))]
@@ -114,7 +114,7 @@ def test_taps_of_zero_leave_the_state_and_others_move_it(case: Case) -> None:
 
 @each([case for case in INDEPENDENT if case.general])
 def test_every_general_parameter_has_a_reason(case: Case) -> None:
-    graph = case.shared()._sample_jacobian().graph
+    graph = case.shared().engine.samples().jacobian.graph
     assert set(graph.why_general) == set(graph.general) == case.general
     assert all(reason.startswith("used ") for reason in graph.why_general.values())
     tapped = {graph.blocks[block] for use in graph.uses for block in use.parameters.values()}
@@ -140,7 +140,7 @@ def test_reasons(name: str, parameter: str, reason: str) -> None:
 
 @each(INDEPENDENT)
 def test_pieces_hold_every_entry_of_the_state_once(case: Case) -> None:
-    structure = case.shared()._sample_jacobian()
+    structure = case.shared().engine.samples().jacobian
     index = torch.cat([piece.index for piece in structure.graph.pieces])
     assert index.sort().values.equal(torch.arange(structure.outputs))
     assert all(len(piece.index) == len(piece.entries) for piece in structure.graph.pieces)
@@ -157,13 +157,13 @@ def test_a_recurrence_comes_in_steps(name: str, pieces: int) -> None:
 
 @each(["gru", "lstm-batch-first", "rnn-tanh-two-layers-both-ways", "gru-cell", "class-token", "max-pool"])
 def test_pieces_have_the_gradients_of_the_state(case: Case) -> None:
-    structure, jacobian = case.shared()._sample_jacobian(), case.dense().jacobian
+    structure, jacobian = case.shared().engine.samples().jacobian, case.dense().jacobian
     linear = structure.linearize(range(structure.batch))
     rows = (jacobian[structure.axes.state_index()] ** 2).sum(2)
     for number, piece in enumerate(structure.graph.pieces):
         for entry, output in zip(piece.entries, piece.index, strict=True):
-            factors = linear.pull_pieces([(number, entry.reshape(1))])
-            found = sum(factor.squared_norms()[0] for factor in factors)
+            gradients = linear.pull_pieces([(number, entry.reshape(1))])
+            found = sum(gradient.factor.squared_norms()[0] for gradient in gradients)
             torch.testing.assert_close(found, rows[:, output], rtol=1e-9, atol=1e-12)
 
 
@@ -189,9 +189,9 @@ def test_states_put_together_by_moves(state: Any, pieces: int) -> None:
             second=nn.Linear(3, 3),
         ).double()
     ntk = NTK(model, _random(4, 3))
-    structure = ntk._sample_jacobian()
+    structure = ntk.engine.samples().jacobian
     assert len(structure.graph.pieces) == pieces
-    kernel = ntk._jacobian.dense() @ ntk._jacobian.dense().T
+    kernel = ntk.engine.jacobian.dense() @ ntk.engine.jacobian.dense().T
     diagonal = kernel.diagonal()[structure.axes.state_index()]
     torch.testing.assert_close(structure.frobenius_squared(), diagonal.sum(1))
     torch.testing.assert_close(ntk.to_dense(), kernel)

@@ -21,7 +21,7 @@ def _matrix(kind: type) -> torch.Tensor:
 
 @pytest.fixture(params=MAPS, ids=lambda kind: kind.__name__)
 def pair(request: pytest.FixtureRequest) -> tuple[Map, torch.Tensor]:
-    return request.param(BY_NAME["mlp"].ntk()._jacobian), _matrix(request.param)
+    return request.param(BY_NAME["mlp"].ntk().engine.jacobian), _matrix(request.param)
 
 
 def test_products(pair: tuple[Map, torch.Tensor]) -> None:
@@ -41,7 +41,7 @@ def test_identity_and_signs(pair: tuple[Map, torch.Tensor]) -> None:
 
 
 def test_grams_are_in_float64_whatever_the_dtype() -> None:
-    operator = KernelMap(BY_NAME["mlp"].ntk(dtype=torch.bfloat16)._jacobian)
+    operator = KernelMap(BY_NAME["mlp"].ntk(dtype=torch.bfloat16).engine.jacobian)
     block = torch.full((12, 2), 1.5, dtype=torch.bfloat16)
     assert operator.gram(block, block).dtype == np.float64
     assert operator.inner(block, block).tolist() == [27.0, 27.0]
@@ -52,7 +52,7 @@ def test_grams_are_in_float64_whatever_the_dtype() -> None:
     ("kind", "expected"), [(KernelMap, (4, 4, 4)), (ReverseMap, (0, 4, 0)), (ForwardMap, (0, 0, 4))]
 )
 def test_costs(kind: type, expected: tuple[int, int, int]) -> None:
-    operator = kind(BY_NAME["mlp"].ntk()._jacobian)
+    operator = kind(BY_NAME["mlp"].ntk().engine.jacobian)
     operator.apply(operator.signs(0, 4, seed=0, stream=0))
-    cost = operator.cost
-    assert (cost.products, cost.vjps, cost.jvps) == expected
+    (ledger,) = operator.ledgers
+    assert (ledger.products, ledger.vjps, ledger.jvps) == expected

@@ -46,8 +46,8 @@ def peak(work):
 
 def at_once(jacobian):
     probes = torch.eye(jacobian.outputs).unsqueeze(1).expand(-1, jacobian.batch, -1)
-    factors = jacobian.linearize(range(jacobian.batch)).pull(probes)
-    return float(sum(factor.squared_norms().sum() for factor in factors))
+    gradients = jacobian.linearize(range(jacobian.batch)).pull(probes)
+    return float(sum(gradient.factor.squared_norms().sum() for gradient in gradients))
 
 name, budget = sys.argv[1], int(sys.argv[2])
 make, shape = MODELS[name]
@@ -55,9 +55,9 @@ torch.manual_seed(0)
 model, x = make(), torch.randn(shape)
 ntkscope.NTK(model, x[:2]).trace("exact")  # what torch loads at first use
 ntk = ntkscope.NTK(model, x, memory_budget=budget)
-traced, _ = peak(ntk._structure)
+traced, _ = peak(ntk.engine.samples)
 exact, trace = peak(lambda: ntk.trace("exact").value)
-unchunked, expected = peak(lambda: at_once(ntk._sample_jacobian()))
+unchunked, expected = peak(lambda: at_once(ntk.engine.samples().jacobian))
 print(json.dumps({"traced": traced, "exact": exact, "unchunked": unchunked,
                   "trace": trace, "expected": expected}))
 """

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inside import refusal
 from ntkscope import NTK
+from ntkscope.engines.torch.kernel import TorchEngine
 from ntkscope.engines.torch.samples.tiles import SampleRows
 from ntkscope.operators.probes import random_signs
 from reference import dense
@@ -72,8 +74,8 @@ def test_coupled_samples_are_measured_as_a_whole_and_said_to_be(
         model = build().double()
     x = _random(5, 4)
     ntk, expected = NTK(model, x), dense(model, x)
-    structure, found = ntk._structure()
-    assert structure is None
+    found = refusal(ntk)
+    assert found
     assert reason in found
     for method in ("auto", "exact"):
         trace = ntk.trace(method)
@@ -90,7 +92,7 @@ def test_coupled_samples_are_measured_as_a_whole_and_said_to_be(
 def test_one_sample_cannot_be_coupled() -> None:
     model = Function(lambda m, x: m.linear(x).softmax(0), linear=nn.Linear(4, 3)).double()
     ntk = NTK(model, _random(1, 4))
-    assert ntk._structure()[0] is not None
+    assert not refusal(ntk)
     assert ntk.trace("exact").value == 0
 
 
@@ -99,7 +101,7 @@ def test_one_sample_cannot_be_coupled() -> None:
 
 @each(VARIED)
 def test_squared_norms_of_random_signs_are_unbiased_for_every_sample(case: Case) -> None:
-    structure = case.shared()._sample_jacobian()
+    structure = case.shared().engine.samples().jacobian
     probes = 2000
     signs = torch.from_numpy(random_signs(case.shared().n, 0, probes, seed=0).T.copy()).double()
     found = structure.squared_norms(signs)
@@ -114,11 +116,11 @@ def test_squared_norms_of_random_signs_are_unbiased_for_every_sample(case: Case)
 def test_budgets_do_not_change_squared_norms(case: Case) -> None:
     z = _random(11, case.shared().n)
     usual, exact = (
-        case.shared()._sample_jacobian().squared_norms(z),
-        case.shared()._sample_jacobian().frobenius_squared(),
+        case.shared().engine.samples().jacobian.squared_norms(z),
+        case.shared().engine.samples().jacobian.frobenius_squared(),
     )
     for budget in (1, 5_000, 60_000, 1_000_000):
-        structure = case.ntk(memory_budget=budget)._sample_jacobian()
+        structure = case.ntk(memory_budget=budget).engine.samples().jacobian
         torch.testing.assert_close(structure.squared_norms(z), usual, rtol=1e-10, atol=0)
         torch.testing.assert_close(structure.frobenius_squared(), exact, rtol=1e-10, atol=0)
 
@@ -141,16 +143,16 @@ def test_the_same_seed_gives_the_same_samples_for_every_budget_and_count(case: C
 @each(["mlp", "gru", "class-token"])
 @pytest.mark.parametrize("budget", [1, 1 << 30])
 def test_vjps_count_probes_of_the_whole_batch(case: Case, budget: int) -> None:
-    structure = case.ntk(memory_budget=budget)._sample_jacobian()
-    assert structure.vjps == 0
+    structure = case.ntk(memory_budget=budget).engine.samples().jacobian
+    assert structure.ledger.vjps == 0
     structure.squared_norms(_random(7, case.shared().n))
-    assert structure.vjps == 7
+    assert structure.ledger.vjps == 7
     structure.frobenius_squared()
-    assert structure.vjps == 7 + structure.outputs
+    assert structure.ledger.vjps == 7 + structure.outputs
     source = SampleRows(structure).with_rows(max(1, structure.outputs // 2))
     for _ in source.blocks(0, len(source)):
         pass
-    assert structure.vjps == pytest.approx(7 + 2 * structure.outputs)
+    assert structure.ledger.vjps == pytest.approx(7 + 2 * structure.outputs)
 
 
 def test_costs_of_estimates_are_those_of_their_products() -> None:
@@ -162,7 +164,7 @@ def test_costs_of_estimates_are_those_of_their_products() -> None:
 @each(["mlp", "gru", "samples-last"])
 @pytest.mark.parametrize("budget", [1, 30_000, 1 << 30])
 def test_progress_ends_with_all_outputs(case: Case, budget: int) -> None:
-    structure = case.ntk(memory_budget=budget)._sample_jacobian()
+    structure = case.ntk(memory_budget=budget).engine.samples().jacobian
     calls: list[tuple[int, int]] = []
     structure.frobenius_squared(lambda done, total: calls.append((done, total)))
     done = [count for count, _ in calls]
@@ -171,7 +173,7 @@ def test_progress_ends_with_all_outputs(case: Case, budget: int) -> None:
 
 
 def test_the_whole_batch_runs_forward_once_and_parts_each_time() -> None:
-    roomy = BY_NAME["mlp"].ntk()._sample_jacobian()
+    roomy = BY_NAME["mlp"].ntk().engine.samples().jacobian
     first, second = (next(iter(roomy.linearizations(4)))[1] for _ in range(2))
     assert first is second
     parts = [list(part) for part, _ in roomy.linearizations(3)]
@@ -182,8 +184,8 @@ def test_the_whole_batch_runs_forward_once_and_parts_each_time() -> None:
 def test_steps_grow_with_the_budget(case: Case) -> None:
     work = []
     for budget in (1, 10_000, 100_000, 1_000_000, 1 << 30):
-        samples, probes = case.ntk(memory_budget=budget)._sample_jacobian()._portions(100)
-        assert 1 <= samples <= case.shared()._sample_jacobian().batch
+        samples, probes = case.ntk(memory_budget=budget).engine.samples().jacobian._portions.of(100)
+        assert 1 <= samples <= case.shared().engine.samples().jacobian.batch
         assert probes >= 1
         work.append(samples * probes)
     assert work[0] == 1
@@ -196,10 +198,10 @@ def test_steps_grow_with_the_budget(case: Case) -> None:
 @each(VARIED)
 def test_pulled_back_factors_sum_to_the_gradient_of_the_batch(case: Case) -> None:
     ntk = case.shared()
-    structure = ntk._sample_jacobian()
+    structure = ntk.engine.samples().jacobian
     z = _random(3, ntk.n)
     linear = structure.linearize(range(structure.batch))
-    factors = linear.pull(structure.axes.to_samples(z))
+    factors = [gradient.factor for gradient in linear.pull(structure.axes.to_samples(z))]
     found = sum((factor.summed() ** 2).sum(1) for factor in factors)
     torch.testing.assert_close(found, (ntk.vjp(z.T) ** 2).sum(0))
     assert all(factor.probes == 3 for factor in factors)
@@ -207,9 +209,28 @@ def test_pulled_back_factors_sum_to_the_gradient_of_the_batch(case: Case) -> Non
     assert reached == ntk.n_params
 
 
+@each([*VARIED, "matmul-by-hand", "prelu"])
+def test_gradients_are_known_by_their_parameters(case: Case) -> None:
+    ntk = case.shared()
+    structure, jacobian = ntk.engine.samples().jacobian, case.dense().jacobian
+    linear, graph = structure.linearize(range(structure.batch)), structure.graph
+    probes = torch.eye(structure.outputs, dtype=torch.float64).unsqueeze(1).expand(-1, structure.batch, -1)
+    found: dict[frozenset[str], Tensor] = {}
+    for gradient in linear.pull(probes):
+        names = frozenset(graph.blocks.get(block, block) for block in gradient.group.blocks)
+        found[names] = found.get(names, 0) + gradient.factor.squared_norms().T
+    sizes = [value.numel() for value in structure.function.parameters.values()]
+    columns = dict(zip(structure.function.parameters, jacobian.split(sizes, dim=1), strict=True))
+    index = structure.axes.state_index()
+    for names, norms in found.items():
+        expected = sum((columns[name] ** 2).sum(1) for name in names)
+        torch.testing.assert_close(norms, expected[index], rtol=1e-9, atol=1e-12)
+    assert frozenset().union(*found) == set(structure.function.parameters)
+
+
 @each(VARIED)
 def test_the_state_of_single_samples_is_the_models(case: Case) -> None:
-    structure = case.shared()._sample_jacobian()
+    structure = case.shared().engine.samples().jacobian
     expected = structure.axes.to_samples(structure.function.state.reshape(1, -1))[0]
     for part, linear in structure.linearizations(2):
         found = linear.state.reshape(len(part), *structure.axes.state_shape)
@@ -218,8 +239,8 @@ def test_the_state_of_single_samples_is_the_models(case: Case) -> None:
 
 def test_structure_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    original = NTK._find_structure
-    monkeypatch.setattr(NTK, "_find_structure", lambda self: (calls.append(self), original(self))[1])
+    original = TorchEngine._find_samples
+    monkeypatch.setattr(TorchEngine, "_find_samples", lambda self: (calls.append(self), original(self))[1])
     for name in ("mlp", "contrastive-head"):
         ntk = BY_NAME[name].ntk()
         ntk.trace("exact")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope import NTK
-from ntkscope.engines.torch.gradients.factors import Factor
-from ntkscope.engines.torch.reverse.base import AutogradReverse, ProgramReverse
-from ntkscope.engines.torch.reverse.written import cones, program
+from ntkscope.engines.torch.graph.groups import runs_of
+from ntkscope.engines.torch.reverse.autograd import AutogradReverse
+from ntkscope.engines.torch.reverse.written import pointwise, program
+from ntkscope.engines.torch.reverse.written.run import ProgramReverse
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
-from ntkscope.engines.torch.samples.linearization import Linearization
+from ntkscope.engines.torch.samples.linearization import Gradient, Linearization
 from reference import dense
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
 
@@ -24,12 +25,17 @@ def _random(*shape: int) -> Tensor:
 
 
 def _structure(name: str) -> SampleJacobian:
-    return BY_NAME[name].shared()._sample_jacobian()
+    return BY_NAME[name].shared().engine.samples().jacobian
 
 
 def _programmed(structure: SampleJacobian) -> program.Program:
-    assert structure._program is not None
-    return structure._program
+    found = program.Program.of(structure.graph, runs_of(structure.groups))
+    assert found is not None
+    return found
+
+
+def _is_written(structure: SampleJacobian) -> bool:
+    return "the reverse pass is written out" in structure.describe()
 
 
 # What it is taken for.
@@ -40,19 +46,19 @@ def _programmed(structure: SampleJacobian) -> program.Program:
              "lstm-classifier", "layer-used-twice", "tied-embedding", "dropout-in-eval"]
 )  # fmt: skip
 def test_models_of_linear_maps_and_gates_have_a_program(name: str) -> None:
-    assert _structure(name)._program is not None
+    assert _is_written(_structure(name))
 
 
 @pytest.mark.parametrize("name", ["transformer", "layer-norm", "conv-used-twice", "prelu", "max-pool"])
 def test_what_only_autograd_knows_has_none(name: str) -> None:
-    assert _structure(name)._program is None
+    assert not _is_written(_structure(name))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("gru", 5), ("lstm-batch-first", 11), ("mlp", 2)])
-def test_a_step_of_a_recurrence_is_a_few_cones(name: str, expected: int) -> None:
+def test_a_step_of_a_recurrence_is_a_few_fused_operations(name: str, expected: int) -> None:
     # Of an LSTM: the sum that is split into gates (not of the first step, whose hidden part is constant),
     # the cell's state, which two operations use, and the hidden state.
-    assert len(_programmed(_structure(name)).cones) == expected
+    assert len(_programmed(_structure(name)).fused) == expected
 
 
 def test_early_outputs_are_pulled_back_through_earlier_steps_alone() -> None:
@@ -72,26 +78,29 @@ def test_early_outputs_are_pulled_back_through_earlier_steps_alone() -> None:
 
 
 def _both(structure: SampleJacobian) -> tuple[Linearization, Linearization]:
-    everything = range(structure.batch)
+    function, graph = structure.function, structure.graph
+    values, leaves = function.parameters, structure.axes.split(function.inputs, range(structure.batch))
     ways = (
-        ProgramReverse(structure, _programmed(structure), everything),
-        AutogradReverse(structure, everything),
+        ProgramReverse(_programmed(structure), values, leaves),
+        AutogradReverse(graph, values, leaves, function.dtype, function.device),
     )
-    first, second = (Linearization(structure.graph, structure.groups, way) for way in ways)
+    first, second = (Linearization(graph, structure.groups, way) for way in ways)
     torch.testing.assert_close(first.state, second.state, rtol=1e-12, atol=1e-12)
     return first, second
 
 
-def _same(found: list[Factor], expected: list[Factor]) -> None:
+def _same(found: list[Gradient], expected: list[Gradient]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.rows(), other.rows(), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(one.squared_norms(), other.squared_norms(), rtol=1e-9, atol=1e-12)
+        assert one.group == other.group
+        ours, theirs = one.factor, other.factor
+        torch.testing.assert_close(ours.rows(), theirs.rows(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(ours.squared_norms(), theirs.squared_norms(), rtol=1e-9, atol=1e-12)
 
 
-@each([case for case in INDEPENDENT if case.shared()._sample_jacobian()._program is not None])
+@each([case for case in INDEPENDENT if _is_written(case.shared().engine.samples().jacobian)])
 def test_program_and_autograd_agree(case: Case) -> None:
-    structure = case.shared()._sample_jacobian()
+    structure = case.shared().engine.samples().jacobian
     ours, theirs = _both(structure)
     for probes in (1, 3):
         z = _random(probes, *ours.state.shape)
@@ -166,8 +175,8 @@ def test_operations_between_layers(operation: Callable[[Tensor], Tensor]) -> Non
         model = Function(run, first=nn.Linear(5, 24), last=nn.Linear(width, 3)).double()
     x = _random(3, 5)
     ntk, expected = NTK(model, x), dense(model, x)
-    structure = ntk._sample_jacobian()
-    assert structure._program is not None
+    structure = ntk.engine.samples().jacobian
+    assert _is_written(structure)
     torch.testing.assert_close(ntk.to_dense(), expected.kernel, rtol=1e-9, atol=1e-12)
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
     ours, theirs = _both(structure)
@@ -180,7 +189,7 @@ def test_operations_as_the_state(operation: Callable[[Tensor], Tensor]) -> None:
     model = Function(lambda m, x: operation(m.first(x).unflatten(1, (4, 6))), first=nn.Linear(5, 24)).double()
     x = _random(2, 5)
     ntk, expected = NTK(model, x), dense(model, x)
-    assert ntk._sample_jacobian()._program is not None
+    assert _is_written(ntk.engine.samples().jacobian)
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
     torch.testing.assert_close(ntk.to_dense(), expected.kernel, rtol=1e-9, atol=1e-12)
 
@@ -209,7 +218,7 @@ def test_recurrences_on_recurrences(model: nn.Module) -> None:
     model, x = model.double(), _random(3, 4, 3)
     outputs = (lambda y: y[0]) if isinstance(model, nn.Sequential) else None
     ntk, expected = NTK(model, x, outputs=outputs), dense(model, x, outputs)
-    assert ntk._sample_jacobian()._program is not None
+    assert _is_written(ntk.engine.samples().jacobian)
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
     torch.testing.assert_close(ntk.to_dense(), expected.kernel, rtol=1e-9, atol=1e-12)
 
@@ -220,15 +229,15 @@ def test_recurrences_on_recurrences(model: nn.Module) -> None:
 def test_a_program_that_disagrees_with_the_model_is_left_for_autograd(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = cones.Alike.slopes
+    right = pointwise.IdenticalPointwise.slopes
 
     def wrong(*args: Any) -> Any:
         found = right(*args).items()
         return {node: tuple(None if s is None else s * 1.01 for s in slopes) for node, slopes in found}
 
-    monkeypatch.setattr(cones.Alike, "slopes", wrong)
+    monkeypatch.setattr(pointwise.IdenticalPointwise, "slopes", wrong)
     ntk, expected = BY_NAME["mlp"].ntk(), BY_NAME["mlp"].dense()
-    assert ntk._sample_jacobian()._program is None
+    assert "the written-out one fails: the gradients of single" in ntk.engine.samples().jacobian.describe()
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)
 
 
@@ -236,7 +245,7 @@ def test_a_program_that_fails_is_left_for_autograd(monkeypatch: pytest.MonkeyPat
     def fails(*args: Any) -> Any:
         raise IndexError
 
-    monkeypatch.setattr(cones.Alike, "slopes", fails)
+    monkeypatch.setattr(pointwise.IdenticalPointwise, "slopes", fails)
     ntk, expected = BY_NAME["gru"].ntk(), BY_NAME["gru"].dense()
-    assert ntk._sample_jacobian()._program is None
+    assert "the written-out one fails: IndexError" in ntk.engine.samples().jacobian.describe()
     assert ntk.trace("exact").value == pytest.approx(expected.trace, rel=1e-9)

@@ -297,6 +297,13 @@ def _reference(network: Network) -> Dense:
     reference = dense(network.model, network.inputs)
     # A norm after equal numbers has no gradient but rounding errors, 300 times enlarged.
     assume(float(reference.jacobian.abs().max()) > 1e-3)
+    # Torch's own modes disagree where batch norm in eval mode meets inputs that are laid out as
+    # channels-last by chance (torch 2.13): there is no right answer to be had.
+    state = network.model(network.inputs)
+    z = torch.randn(state.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    own = torch.autograd.grad(state, [p for p in network.model.parameters() if p.requires_grad], z)
+    plain = torch.cat([g.reshape(-1) for g in own])
+    assume(torch.allclose(plain, reference.jacobian.T @ z.reshape(-1), rtol=1e-9, atol=1e-9))
     return reference
 
 
@@ -310,7 +317,7 @@ def _by_sample(network: Network, reference: Dense) -> Tensor:
 def test_norms_and_kernels_are_those_of_the_dense_jacobian(network: Network) -> None:
     ntk, reference = network.ntk(), _reference(network)
     rows = _by_sample(network, reference)
-    structure = ntk._sample_jacobian()
+    structure = ntk.engine.samples().jacobian
     assert all("general_" in name for name in structure.graph.general)
     _close(structure.frobenius_squared(), (rows**2).sum((1, 2)))
     z = torch.randn(2, ntk.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -318,7 +325,7 @@ def test_norms_and_kernels_are_those_of_the_dense_jacobian(network: Network) -> 
     _close(structure.squared_norms(z), (gradients**2).sum(2))
     assert ntk.trace("exact").value == pytest.approx(reference.trace, rel=1e-9, abs=1e-300)
     assert ntk.frobenius_norm("exact").value == pytest.approx(reference.frobenius_norm, rel=1e-9, abs=1e-300)
-    for source in (SampleRows(structure, rows=16), WholeRows(ntk._jacobian, rows=20)):
+    for source in (SampleRows(structure, rows=16), WholeRows(ntk.engine.jacobian, rows=20)):
         traces, inner = kernel_inner_products([source], budget=ntk.memory_budget)
         assert traces[0] == pytest.approx(reference.trace, rel=1e-9, abs=1e-300)
         assert inner[0, 0] == pytest.approx(reference.frobenius_norm**2, rel=1e-9, abs=1e-300)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from inside import moments_by
 from ntkscope import NTK
-from ntkscope import measure as routes
-from ntkscope.engines.torch.gradients.factors import Direct, Features, Outer
+from ntkscope.engines.torch.gradients.factors import Direct, Outer
+from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.samples.tiles import (
-    Block,
     BlockSource,
+    RowBlock,
     SampleRows,
     WholeRows,
     dense_kernel,
@@ -33,8 +34,8 @@ def _source(case: Case, parts: int, whole: bool = False, seed: int = 0) -> Block
     ntk = case.shared(seed)
     rows = -(-ntk.n // parts)
     if whole:
-        return WholeRows(ntk._jacobian, rows)
-    return SampleRows(ntk._sample_jacobian()).with_rows(rows)
+        return WholeRows(ntk.engine.jacobian, rows)
+    return SampleRows(ntk.engine.samples().jacobian).with_rows(rows)
 
 
 class Counted:
@@ -47,7 +48,7 @@ class Counted:
     def __len__(self) -> int:
         return len(self.source)
 
-    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+    def blocks(self, start: int, stop: int) -> Iterator[RowBlock]:
         for block in self.source.blocks(start, stop):
             self.computed += 1
             yield block
@@ -116,8 +117,10 @@ def test_kernels_of_models_that_take_other_blocks() -> None:
         linear = nn.Sequential(nn.Flatten(), nn.Linear(25, 10)).double()
         convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, 10)).double()
     first, second = NTK(linear, x), NTK(convolution, x)
-    assert len(SampleRows(first._sample_jacobian())) != len(SampleRows(second._sample_jacobian()))
-    moments = routes.exact_moments([first, second], "exact (tiles)")
+    assert len(SampleRows(first.engine.samples().jacobian)) != len(
+        SampleRows(second.engine.samples().jacobian)
+    )
+    moments = moments_by("exact (tiles)", [first, second])
     kernels = torch.stack([first.to_dense(), second.to_dense()])
     expected = torch.einsum("aij,bij->ab", kernels, kernels)
     torch.testing.assert_close(torch.from_numpy(moments.inner), expected, rtol=1e-9, atol=0)
@@ -126,7 +129,7 @@ def test_kernels_of_models_that_take_other_blocks() -> None:
 def test_a_block_knows_its_memory() -> None:
     index = torch.zeros(2, 3, dtype=torch.long)
     delta, features = torch.zeros(2, 3, 1, 4, 5), torch.zeros(3, 1, 4, 700)
-    block = Block(index, [Outer(delta, Features(features)), Direct(torch.zeros(2, 3, 11))])
+    block = RowBlock(index, [Outer(delta, Features(features)), Direct(torch.zeros(2, 3, 11))])
     assert block.bytes == 4 * (delta.numel() + features.numel() + 66)
 
 
@@ -142,7 +145,7 @@ def test_a_state_that_no_parameter_reaches_has_rows_of_zeros() -> None:
             return self.model(x).detach()
 
     ntk = NTK(Detached(), torch.ones(4, 3, dtype=torch.float64))
-    source = SampleRows(ntk._sample_jacobian(), rows=3)
+    source = SampleRows(ntk.engine.samples().jacobian, rows=3)
     traces, inner = kernel_inner_products([source])
     assert (traces[0], inner[0, 0]) == (0, 0)
     assert torch.equal(dense_kernel(source, 8), torch.zeros(8, 8, dtype=torch.float64))
@@ -153,7 +156,7 @@ def test_a_state_that_no_parameter_reaches_has_rows_of_zeros() -> None:
 def test_half_precision_does_not_overflow_in_tiles(dtype: torch.dtype, way: str) -> None:
     x = 20 * torch.ones(6, 784)
     ntk = NTK(nn.Linear(784, 2).to(dtype), x.to(dtype))
-    moments = routes.exact_moments([ntk], way)
+    moments = moments_by(way, [ntk])
     # K = (‖x‖² + 1) for equal outputs of any two samples.
     entry = 784 * 400 + 1
     assert moments.traces[0] == pytest.approx(12 * entry, rel=0.01)

@@ -1,11 +1,11 @@
-import naive
 import numpy as np
 import pytest
-from spectra import kernel, spectrum
 
+import naive
 from ntkscope import estimators
 from ntkscope.operators.probes import random_signs
 from ntkscope.runs.statistics import jackknife
+from spectra import kernel, spectrum
 
 N = 60
 
@@ -20,12 +20,6 @@ class Factored:
 
     def __matmul__(self, block):
         return self.jacobian @ (self.jacobian.T @ block)
-
-    def _reverse_map(self):
-        return estimators.as_map(self.jacobian.T)
-
-    def _forward_map(self):
-        return estimators.as_map(self.jacobian)
 
 
 @pytest.fixture

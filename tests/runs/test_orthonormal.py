@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ntkscope.operators.space import as_map
+from ntkscope.operators.composed import as_map
 from ntkscope.runs.grams import Grams
 from ntkscope.runs.orthonormal import extend_basis
 

@@ -5,6 +5,7 @@ from ntkscope.results import Estimate, Measurement
 from ntkscope.runs.drive import drive, estimates_of, is_within
 from ntkscope.runs.exact import ExactRun
 from ntkscope.runs.hutchinson import HutchinsonRun
+from ntkscope.settings import Options
 
 
 class Clock:
@@ -32,23 +33,23 @@ def noisy(scale=0.1, *, clock=None, fail_after=None):
 
 
 def test_a_fixed_budget_is_spent():
-    assert len(drive(noisy(), products=77).samples) == 77
+    assert len(drive(noisy(), Options(products=77)).samples) == 77
 
 
 def test_a_tolerance_is_met_by_the_error_bar():
-    found = drive(noisy(), rtol=0.01)
+    found = drive(noisy(), Options(rtol=0.01))
     assert found.converged
     assert is_within(found, rtol=0.01)
     assert 100 < len(found.samples) < 400
-    assert drive(noisy(), atol=0.05).converged
+    assert drive(noisy(), Options(atol=0.05)).converged
 
 
 def test_the_default_is_one_percent():
-    assert len(drive(noisy()).samples) == len(drive(noisy(), rtol=0.01).samples)
+    assert len(drive(noisy()).samples) == len(drive(noisy(), Options(rtol=0.01)).samples)
 
 
 def test_max_products_ends_it_and_says_so():
-    found = drive(noisy(), rtol=1e-4, max_products=50)
+    found = drive(noisy(), Options(rtol=1e-4, max_products=50))
     assert len(found.samples) == 50
     assert found.converged is False
     assert "max_products=50 ended it before the tolerance was met" in str(found)
@@ -56,19 +57,19 @@ def test_max_products_ends_it_and_says_so():
 
 def test_seconds_end_it_and_say_so():
     clock = Clock()
-    found = drive(noisy(clock=clock), rtol=1e-4, seconds=60, clock=clock)
+    found = drive(noisy(clock=clock), Options(rtol=1e-4, seconds=60), clock=clock)
     assert 30 < clock.now <= 62
     assert found.converged is False
     assert "time budget" in found.note
     clock = Clock()
-    fixed = drive(noisy(clock=clock), products=5000, seconds=1, clock=clock)
+    fixed = drive(noisy(clock=clock), Options(products=5000, seconds=1), clock=clock)
     assert len(fixed.samples) < 5000
     assert "time budget" in fixed.note
 
 
 @pytest.mark.parametrize("options", [{"products": 2000}, {"rtol": 1e-4}])
 def test_an_interrupt_returns_what_is_known(options):
-    found = drive(noisy(fail_after=1000), **options)
+    found = drive(noisy(fail_after=1000), Options(**options))
     assert 0 < len(found.samples) <= 1000
     assert found.converged is False
     assert found.note == "interrupted"
@@ -77,7 +78,7 @@ def test_an_interrupt_returns_what_is_known(options):
 
 def test_an_interrupt_before_the_first_result_is_raised():
     with pytest.raises(KeyboardInterrupt):
-        drive(noisy(fail_after=0), products=10)
+        drive(noisy(fail_after=0), Options(products=10))
 
 
 def test_an_interrupt_from_progress_counts_too():
@@ -85,12 +86,12 @@ def test_an_interrupt_from_progress_counts_too():
         if spent > 100:
             raise KeyboardInterrupt
 
-    assert drive(noisy(), products=1000, progress=progress).note == "interrupted"
+    assert drive(noisy(), Options(products=1000), progress=progress).note == "interrupted"
 
 
 def test_progress_sees_every_step():
     seen = []
-    drive(noisy(), rtol=0.01, max_products=500, progress=lambda *step: seen.append(step))
+    drive(noisy(), Options(rtol=0.01, max_products=500), progress=lambda *step: seen.append(step))
     assert all(isinstance(estimate, Estimate) and budget == 500 for estimate, _, budget in seen)
     assert [spent for _, spent, _ in seen] == sorted({spent for _, spent, _ in seen})
 
@@ -107,18 +108,18 @@ def test_exact_takes_over_where_it_is_cheaper():
         def result(self):
             return Estimate(1.0, 0.0)
 
-    assert drive(noisy(), products=40, exact=Exact()).stderr == 0
-    assert drive(noisy(), rtol=1e-6, exact=Exact()).stderr == 0
-    assert drive(noisy(), products=39, exact=Exact()).stderr > 0
-    limited = drive(noisy(), rtol=1e-6, max_products=30, exact=Exact())
+    assert drive(noisy(), Options(products=40), exact=Exact()).stderr == 0
+    assert drive(noisy(), Options(rtol=1e-6), exact=Exact()).stderr == 0
+    assert drive(noisy(), Options(products=39), exact=Exact()).stderr > 0
+    limited = drive(noisy(), Options(rtol=1e-6, max_products=30), exact=Exact())
     assert limited.stderr > 0
     assert not limited.converged
 
 
 def test_unfinished_exact_metrics_are_no_result():
-    from ntkscope.operators.space import as_map
+    from ntkscope.operators.composed import as_map
 
-    run = ExactRun([as_map(np.eye(5))], lambda moments: moments)
+    run = ExactRun([as_map(np.eye(5))])
     run.grow(3)
     with pytest.raises(ValueError, match="need all 5 columns, found 3; spend 5 products"):
         run.result()
@@ -126,7 +127,7 @@ def test_unfinished_exact_metrics_are_no_result():
 
 def test_estimates_of_nested_results():
     one, two = Estimate(1.0), Estimate(2.0)
-    measurement = Measurement(trace=one, alignment=[two])
+    measurement = Measurement({"trace": one}, {"alignment": [two]})
     assert estimates_of([measurement, measurement]) == [one, two, one, two]
 
 

@@ -1,13 +1,13 @@
-import naive
 import numpy as np
 import pytest
-from spectra import kernel, low_rank, spectrum
 
+import naive
 from ntkscope import estimators
+from ntkscope.operators.composed import as_map
 from ntkscope.operators.probes import random_signs
-from ntkscope.operators.space import as_map
 from ntkscope.runs.residuals import _leave_one_out
 from ntkscope.runs.sketch import SketchRun
+from spectra import kernel, low_rank, spectrum
 
 N = 90
 
@@ -43,10 +43,10 @@ def test_inner_product_equals_the_blocks(pair):
 
 def test_a_probe_left_out_is_a_probe_never_drawn(pair):
     maps = [as_map(K) for K in pair]
-    run = SketchRun(maps, lambda moments: moments, seed=5)
+    run = SketchRun(maps, seed=5)
     run.grow(60)
     small = run._deflated().without(9)
-    fewer = SketchRun(maps, lambda moments: moments, seed=5)
+    fewer = SketchRun(maps, seed=5)
     fewer.grow(54)
     expected = _leave_one_out(fewer._deflated())
     found = _leave_one_out(small)
@@ -66,7 +66,7 @@ def test_exact_when_the_rank_is_below_the_probes(method):
 
 def test_growth_in_steps_changes_nothing(pair):
     def grown(*steps):
-        run = SketchRun([as_map(K) for K in pair], lambda moments: moments, seed=0)
+        run = SketchRun([as_map(K) for K in pair], seed=0)
         for step in steps:
             run.grow(step)
         return run.result()
@@ -91,14 +91,14 @@ def test_products_lost_to_an_interrupt_are_made_up(pair):
             return self.dense @ block
 
     for fail_at in (1, 2, 3, 4):
-        run = SketchRun([as_map(Interrupted(pair[0], fail_at))], lambda moments: moments, seed=0)
+        run = SketchRun([as_map(Interrupted(pair[0], fail_at))], seed=0)
         run.grow(20) if fail_at > 2 else None
         with pytest.raises(KeyboardInterrupt):
             run.grow(40)
         if fail_at > 2:
             assert np.isfinite(run.result().traces).all()
         run.grow(40)
-        whole = SketchRun([as_map(pair[0])], lambda moments: moments, seed=0)
+        whole = SketchRun([as_map(pair[0])], seed=0)
         whole.grow(40)
         np.testing.assert_allclose(run.result().inner, whole.result().inner, rtol=1e-10)
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ntkscope import NTK
-from ntkscope.ways.plan import Machine, Sizes, Way, exact_kernel_ways, plan, trace_ways
+from ntkscope.engines.base import Machine, Sizes
+from ntkscope.engines.torch.machine import timed
+from ntkscope.ways.base import NeedsSamples
+from ntkscope.ways.exact import ParameterGram
+from ntkscope.ways.plan import Prediction, choose, predict
+from ntkscope.ways.table import WAYS
 from zoo import BY_NAME
 
 MACHINE = Machine(flops=1e10, elements=1e9, call=1e-6)
@@ -18,17 +24,27 @@ SIZES = Sizes(
 )  # fmt: skip
 
 
-def _seconds(ways: list[Way]) -> dict[str, float]:
+#: Coupled samples, as :class:`ntkscope.ways.base.NeedsSamples` says it.
+COUPLED = {way.name: "coupled" for way in WAYS if isinstance(way, NeedsSamples)}
+
+
+def _way(name: str, seconds: float, *, exact: bool = False, why_not: str = "") -> Prediction:
+    way = next(way for way in WAYS if way.is_exact == exact)
+    return Prediction(way, name, "", seconds, why_not)
+
+
+def _seconds(ways: list[Prediction]) -> dict[str, float]:
     return {way.name: way.seconds for way in ways}
 
 
-@pytest.mark.parametrize("ways", [trace_ways, exact_kernel_ways], ids=["trace", "kernel"])
+@pytest.mark.parametrize("of_products", [False, True], ids=["trace", "kernel"])
 @pytest.mark.parametrize(
     "field", ["n", "p", "operations", "elements", "flops", "taps", "general", "gradient_flops"]
 )
-def test_no_count_makes_a_way_cheaper(ways: object, field: str) -> None:
+def test_no_count_makes_a_way_cheaper(of_products: bool, field: str) -> None:
     more = dataclasses.replace(SIZES, **{field: getattr(SIZES, field) * 10})
-    before, after = _seconds(ways(SIZES, MACHINE, 0.01)), _seconds(ways(more, MACHINE, 0.01))  # type: ignore[operator]
+    before = _seconds(predict(of_products, SIZES, MACHINE, 0.01))
+    after = _seconds(predict(of_products, more, MACHINE, 0.01))
     assert before.keys() == after.keys()
     assert all(after[name] >= before[name] for name in before)
     assert any(after[name] > before[name] for name in before)
@@ -36,19 +52,25 @@ def test_no_count_makes_a_way_cheaper(ways: object, field: str) -> None:
 
 def test_parameters_used_often_cost_the_forward_way_alone() -> None:
     more = dataclasses.replace(SIZES, used=10 * SIZES.used)
-    before, after = _seconds(trace_ways(SIZES, MACHINE, 0.01)), _seconds(trace_ways(more, MACHINE, 0.01))
+    before, after = (
+        _seconds(predict(False, SIZES, MACHINE, 0.01)),
+        _seconds(predict(False, more, MACHINE, 0.01)),
+    )
     assert {name for name in before if after[name] != before[name]} == {"per-sample-forward"}
 
 
 @pytest.mark.parametrize("field", ["flops", "elements"])
 def test_a_faster_machine_is_faster(field: str) -> None:
     faster = dataclasses.replace(MACHINE, **{field: getattr(MACHINE, field) * 10})
-    before, after = _seconds(trace_ways(SIZES, MACHINE, 0.01)), _seconds(trace_ways(SIZES, faster, 0.01))
+    before, after = (
+        _seconds(predict(False, SIZES, MACHINE, 0.01)),
+        _seconds(predict(False, SIZES, faster, 0.01)),
+    )
     assert all(after[name] < before[name] for name in before)
 
 
 def test_a_smaller_tolerance_costs_more_for_estimates_alone() -> None:
-    loose, tight = trace_ways(SIZES, MACHINE, 0.01), trace_ways(SIZES, MACHINE, 0.001)
+    loose, tight = predict(False, SIZES, MACHINE, 0.01), predict(False, SIZES, MACHINE, 0.001)
     for before, after in zip(loose, tight, strict=True):
         assert after.name == before.name
         assert (after.seconds > before.seconds) is not before.exact
@@ -57,23 +79,23 @@ def test_a_smaller_tolerance_costs_more_for_estimates_alone() -> None:
 def test_measuring_more_kernels_costs_more() -> None:
     two = dataclasses.replace(SIZES, kernels=2)
     before, after = (
-        _seconds(exact_kernel_ways(SIZES, MACHINE, 0.01)),
-        _seconds(exact_kernel_ways(two, MACHINE, 0.01)),
+        _seconds(predict(True, SIZES, MACHINE, 0.01)),
+        _seconds(predict(True, two, MACHINE, 0.01)),
     )
     assert all(after[name] > 1.9 * before[name] for name in before)
 
 
 def test_the_cheapest_way_that_can_be_taken_is_taken() -> None:
     ways = [
-        Way("slow", "", 3.0, exact=True),
-        Way("quick", "", 1.0),
-        Way("impossible", "", 0.1, exact=True, why_not="the samples are coupled"),
-        Way("middle", "", 2.0, exact=True),
+        _way("slow", 3.0, exact=True),
+        _way("quick", 1.0),
+        _way("impossible", 0.1, exact=True, why_not="the samples are coupled"),
+        _way("middle", 2.0, exact=True),
     ]
-    assert plan("trace", ways).choice.name == "quick"
-    assert plan("trace", ways, exact_only=True).choice.name == "middle"
-    assert plan("trace", ways[:1]).reason == "it is the only way here"
-    text = str(plan("trace", ways))
+    assert choose("trace", ways).choice.name == "quick"
+    assert choose("trace", ways, exact_only=True).choice.name == "middle"
+    assert choose("trace", ways[:1]).reason == "it is the only way here"
+    text = str(choose("trace", ways))
     assert text.splitlines()[0] == "trace: quick, because it is predicted 2 times faster than middle."
     assert " → quick" in text
     assert "not here: the samples are coupled" in text
@@ -92,29 +114,26 @@ def test_the_cheapest_way_that_can_be_taken_is_taken() -> None:
     ],
 )
 def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert f"about {text}" in str(plan("trace", [Way("one", "", seconds)]))
+    assert f"about {text}" in str(choose("trace", [_way("one", seconds)]))
 
 
 def test_no_structure_rules_out_what_needs_it() -> None:
-    ways = {way.name: way for way in trace_ways(SIZES, MACHINE, 0.01, "coupled")}
+    ways = {way.name: way for way in predict(False, SIZES, MACHINE, 0.01, COUPLED)}
     assert {name for name, way in ways.items() if way.why_not} == {
         "exact (per sample)",
         "per-sample",
         "per-sample-forward",
     }
-    ways = {way.name: way for way in exact_kernel_ways(SIZES, MACHINE, 0.01, "coupled")}
+    ways = {way.name: way for way in predict(True, SIZES, MACHINE, 0.01, COUPLED)}
     assert ways["exact (tiles)"].why_not == "coupled"
     assert not ways["exact (rows)"].why_not
 
 
 def test_the_gram_of_parameters_must_fit() -> None:
     small, large = dataclasses.replace(SIZES, p=10), dataclasses.replace(SIZES, p=10**6)
-    possible = [
-        next(w for w in exact_kernel_ways(sizes, MACHINE, 0.01) if w.name == "exact (parameters)")
-        for sizes in (small, large)
-    ]
-    assert not possible[0].why_not
-    assert "do not fit the memory budget" in possible[1].why_not
+    possible = [ParameterGram().why_not(SimpleNamespace(sizes=sizes, engines=())) for sizes in (small, large)]
+    assert not possible[0]
+    assert "do not fit the memory budget" in possible[1]
 
 
 def test_few_parameters_or_few_states_change_the_choice() -> None:
@@ -122,14 +141,17 @@ def test_few_parameters_or_few_states_change_the_choice() -> None:
     few_parameters = dataclasses.replace(coupled, p=5)
     few_states = dataclasses.replace(coupled, n=5, outputs=5)
     for sizes, name in ((few_parameters, "exact (p JVPs)"), (few_states, "exact (n VJPs)")):
-        assert plan("trace", trace_ways(sizes, MACHINE, 0.01, "coupled"), exact_only=True).choice.name == name
+        assert (
+            choose("trace", predict(False, sizes, MACHINE, 0.01, COUPLED), exact_only=True).choice.name
+            == name
+        )
 
 
 def test_the_machine_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    machine = Machine.timed(torch.device("cpu"), torch.float32)
+    machine = timed(torch.device("cpu"), torch.float32)
     assert min(machine.flops, machine.elements, machine.call) > 0
-    assert Machine.timed(torch.device("cpu"), torch.float32) is machine
+    assert timed(torch.device("cpu"), torch.float32) is machine
     assert machine.seconds(machine.flops, machine.elements, 0) == pytest.approx(2)
 
 
@@ -151,7 +173,7 @@ def test_explain_prints_the_plan_and_the_structure(capsys: pytest.CaptureFixture
 def test_a_plan_does_not_run_the_products() -> None:
     ntk = BY_NAME["mlp"].ntk()
     ntk.plan("measure", [BY_NAME["mlp"].shared(1)])
-    assert (ntk._jacobian.vjps, ntk._jacobian.jvps) == (0, 0)
+    assert (ntk.engine.ledger.vjps, ntk.engine.ledger.jvps) == (0, 0)
 
 
 @pytest.mark.parametrize("metric", ["trace", "frobenius_norm", "effective_rank", "measure"])

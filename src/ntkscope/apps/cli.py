@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +10,12 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 import ntkscope
 from ntkscope.apps import options as opt
+from ntkscope.apps.failures import INTERRUPTED, OneLineErrors
 from ntkscope.apps.subject import Subject, describe
-from ntkscope.files import check_writable, write_whole
-from ntkscope.measure import METHODS
+from ntkscope.files import check_distinct, check_writable, write_text
 from ntkscope.report import (
     ALL_METRICS,
     METRICS,
@@ -31,45 +29,8 @@ from ntkscope.report import (
 
 __all__ = ["app", "main"]
 
-_FAILED, _INTERRUPTED = 2, 130
-
-
-class _OneLineErrors(TyperGroup):
-    """Every error is one line on stderr and exit code 2; ``--debug`` adds the traceback."""
-
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        words = sys.argv[1:] if args is None else list(args)
-        extra["standalone_mode"] = False
-        try:
-            code = super().main(words, *rest, **extra)
-        except (KeyboardInterrupt, typer.Abort):
-            code = _INTERRUPTED
-        except Exception as error:
-            if "--debug" in words:
-                traceback.print_exc()
-            code = _FAILED
-            _complain(_message(error))
-        if code == _INTERRUPTED:
-            _complain("interrupted")
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _message(error: Exception) -> str:
-    """One line; the name of the error only where it is not one of ours."""
-    if hasattr(error, "format_message"):  # of the command line itself
-        return f"{error.format_message()} (see --help)"
-    text = " ".join(str(error).split())
-    if isinstance(error, (ValueError, TypeError, ImportError)) and text:
-        return text
-    return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"
-
-
-def _complain(text: str) -> None:
-    print(f"ntkscope: {text}", file=sys.stderr)
-
-
 app = typer.Typer(
-    cls=_OneLineErrors,
+    cls=OneLineErrors,
     help="Measure the Neural Tangent Kernel of real networks, with error bars.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -102,23 +63,26 @@ def _ntkscope(
 def _check_method(method: str, metrics: Sequence[str], compared: bool) -> None:
     """A method must know all that is asked for, before anything is loaded."""
     joint = "measure" if compared or len(metrics) > 1 else metrics[0]
-    known = sorted({name for names in METHODS.values() for name in names})
+    known = sorted({name for names in opt.METHODS.values() for name in names})
     if method not in known:
         raise ValueError(f"unknown method {method!r}; choose from {', '.join(known)}")
-    if method not in METHODS[joint]:
-        alone = [metric for metric in METRICS if method in METHODS[metric]]
+    if method not in opt.METHODS[joint]:
+        alone = [metric for metric in METRICS if method in opt.METHODS[metric]]
         raise ValueError(
             f"method {method!r} is for {', '.join(alone)} alone; add --metrics {alone[0]}"
             + ("" if not compared else " to ntkscope measure")
-            + f", or choose from {', '.join(METHODS[joint])}"
+            + f", or choose from {', '.join(opt.METHODS[joint])}"
         )
 
 
-def _check_outputs(json: Path | None, plot: Path | None) -> None:
-    if json is not None and str(json) != "-":
-        check_writable(json)
+def _check_outputs(json: Path | None, plot: Path | None, **read: Path | None) -> None:
+    """An error if they cannot be written, or would be written over each other or what is read."""
+    file = None if str(json) == "-" else json
+    if file is not None:
+        check_writable(file)
     if plot is not None:
         check_writable(plot, (".png", ".pdf", ".svg"))
+    check_distinct({"--json": file, "--plot": plot}, read)
 
 
 def _limits(products: int | None, rtol: float | None) -> dict[str, Any]:
@@ -149,14 +113,14 @@ def _deliver(
         for note in report.notes():
             console.print(f"note: {note}", highlight=False)
         if json is not None:
-            write_whole(json, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(json, text)
     if plot is not None:
         from ntkscope.plots import report_figure, save_figure, single_subtitle
 
         title = " and ".join(kernel.name for kernel in report.kernels)
         save_figure(report_figure(report, title, single_subtitle(report.kernels[0])), plot)
     if report.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -186,7 +150,7 @@ def measure(
     names = opt.parse_metrics(metrics)
     _check_method(method, names, compared=False)
     limits = _limits(products, rtol)
-    _check_outputs(json, plot)
+    _check_outputs(json, plot, **{"--inputs": inputs, "--checkpoint": checkpoint})
     subject = Subject(factory, inputs, layer, output, batch_dim, dtype, device, seed, train_mode)
     (kernel,) = subject.kernels([checkpoint])
     bar = sys.stdout.isatty() and str(json) != "-"
@@ -230,7 +194,7 @@ def compare(
     names = opt.parse_metrics(metrics)
     _check_method(method, names, compared=True)
     limits = _limits(products, rtol)
-    _check_outputs(json, plot)
+    _check_outputs(json, plot, **{"--inputs": inputs, "A": first, "B": second})
     subject = Subject(factory, inputs, layer, output, batch_dim, dtype, device, seed, train_mode)
     kernels = subject.kernels([first, second])
     labels = (first.stem, second.stem) if first.stem != second.stem else (str(first), str(second))

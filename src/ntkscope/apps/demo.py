@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkscope import plots
+from ntkscope import NTK, plots
 from ntkscope.apps.digits import Digits, accuracy, load_digits, make_network, steps, train
-from ntkscope.files import check_writable, write_whole
-from ntkscope.ntk import NTK
+from ntkscope.files import check_writable, make_folder, write_text
 from ntkscope.report import Report, comparison_table, document, measure_kernel, to_json
 
 if TYPE_CHECKING:
@@ -58,12 +57,7 @@ def run_demo(
         console: Where to print.
     """
     start = time.perf_counter()
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"cannot write to {out}: it is not a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder {out}: {error.strerror}") from error
+    make_folder(out)
     for name in ("demo.json", "demo.png"):
         check_writable(out / name)
     result = _compute(epochs, seed, products, device, console)
@@ -158,7 +152,7 @@ def _write(result: DemoResult, arguments: dict[str, Any], out: Path) -> None:
         "test_accuracy_after": result.accuracy[1],
         "loss_of_last_epoch": result.final_loss,
     }
-    write_whole(out / "demo.json", lambda path: path.write_text(to_json(content), encoding="utf-8"))
+    write_text(out / "demo.json", to_json(content))
     plots.save_figure(demo_figure(result, arguments["products"]), out / "demo.png")
 
 

@@ -15,9 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ntkscope.engines.torch.compat import pytree
-
-__all__ = ["LoadingError", "cast_inputs", "kind_of", "load_checkpoint", "load_inputs", "one_line"]
+__all__ = [
+    "LoadingError",
+    "cast_inputs",
+    "first_line",
+    "kind_of",
+    "load_checkpoint",
+    "load_inputs",
+    "map_tensors",
+    "one_line",
+    "plain_text",
+]
 
 #: What a model is called with: a tensor, a tuple (positional) or a dict (by name).
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -74,12 +82,23 @@ def cast_inputs(inputs: Any, model: nn.Module, device: torch.device) -> Any:
     """Brings inputs to the device, and floating ones to the dtype of the model's parameters."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
-    def cast(tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor):
-            return tensor
+    def cast(tensor: Tensor) -> Tensor:
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-    return pytree.tree_map(cast, inputs)
+    return map_tensors(cast, inputs)
+
+
+def map_tensors(change: Callable[[Tensor], Any], inputs: Any) -> Any:
+    """Inputs with every tensor changed, in tuples, lists and dicts of them too."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: map_tensors(change, value) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        items = [map_tensors(change, value) for value in inputs]
+        # A namedtuple takes its fields one by one.
+        return type(inputs)(*items) if hasattr(inputs, "_fields") else type(inputs)(items)
+    return inputs
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -214,7 +233,17 @@ def kind_of(value: Any) -> str:
     return f"a {type(value).__name__}" if value is not None else "None"
 
 
+def plain_text(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return " ".join(str(error).partition("\n")[0].split())
+
+
 def one_line(error: BaseException) -> str:
     """``ValueError: what it says``, on one line."""
-    text = " ".join(str(error).split())
+    text = plain_text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

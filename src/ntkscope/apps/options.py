@@ -8,9 +8,11 @@ from typing import Annotated, TypeAlias
 import torch
 import typer
 
+from ntkscope.apps.loading import first_line
+from ntkscope.measure import METHODS
 from ntkscope.report import METRICS
 
-__all__ = ["parse_batch_dim", "parse_device", "parse_dtype", "parse_metrics"]
+__all__ = ["METHODS", "parse_batch_dim", "parse_device", "parse_dtype", "parse_metrics"]
 
 Factory: TypeAlias = Annotated[
     str,
@@ -113,6 +115,5 @@ def parse_device(text: str) -> torch.device:
         device = torch.device(text)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise ValueError(f"device {text!r} cannot be used here: {reason}") from error
+        raise ValueError(f"device {text!r} cannot be used here: {first_line(error)}") from error
     return device

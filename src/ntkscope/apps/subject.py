@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from ntkscope import NTK
 from ntkscope.apps.factory import build_model
-from ntkscope.apps.loading import cast_inputs, load_checkpoint, load_inputs
+from ntkscope.apps.loading import cast_inputs, load_checkpoint, load_inputs, map_tensors, one_line
 from ntkscope.apps.options import parse_batch_dim, parse_device, parse_dtype
-from ntkscope.engines.torch.compat import pytree
-from ntkscope.ntk import NTK
+from ntkscope.errors import StateError
 
 __all__ = ["Subject", "describe"]
 
@@ -70,15 +70,13 @@ class Subject:
         pick = None if self.output is None else _Pick(self.output)
         try:
             return NTK(model, inputs, outputs=pick, layer=self.layer, batch_dim=batch_dim)
-        except (ValueError, TypeError) as error:
-            if error.__class__ in (ValueError, TypeError) and "outputs=lambda" in str(error):
-                hint = str(error).replace("such as outputs=lambda y: y[0]", "such as --output 0")
-                raise type(error)(hint) from error
+        except StateError as error:
+            raise TypeError(f"{error.found}; choose the state, such as --output 0") from error
+        except (ValueError, TypeError):
             raise
         except Exception as error:
-            text = " ".join(str(error).split())
             raise ValueError(
-                f"the model failed on the inputs ({_shapes(inputs)}): {type(error).__name__}: {text}"
+                f"the model failed on the inputs ({_shapes(inputs)}): {one_line(error)}"
             ) from error
 
 
@@ -99,9 +97,11 @@ class _Pick:
 
 
 def _shapes(inputs: Any) -> str:
-    named = inputs.items() if isinstance(inputs, dict) else ()
-    tensors = [("", t) for t in pytree.tree_leaves(inputs)] if not named else list(named)
-    parts = [f"{name} {tuple(t.shape)} {t.dtype}".strip() for name, t in tensors if hasattr(t, "shape")]
+    parts: list[str] = []
+    for name, value in inputs.items() if isinstance(inputs, dict) else [("", inputs)]:
+        tensors: list[torch.Tensor] = []
+        map_tensors(tensors.append, value)
+        parts += [f"{name} {tuple(tensor.shape)} {tensor.dtype}".strip() for tensor in tensors]
     return ", ".join(parts)
 
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import numbers
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from ntkscope.operators.space import Map
-from ntkscope.results import Cost, Estimate, Measurement
-from ntkscope.student import student_t_quantile
+from ntkscope.results import Estimate, Measurement, student_t_quantile
+from ntkscope.settings import Options, Progress, check_minimum
 
-__all__ = ["SHORT_STRIDE", "Meter", "Progress", "Run", "check_limits", "drive", "estimates_of", "is_within"]
+__all__ = ["SHORT_STRIDE", "Run", "drive", "estimates_of", "is_within"]
 
 Result_co = TypeVar("Result_co", covariant=True)
 Result = TypeVar("Result")
-
-#: ``progress(estimate, spent, budget)``: the estimate that is farthest from its
-#: tolerance, the products spent, and the most that may be spent (``None``: open).
-Progress = Callable[[Estimate, int, int | None], None]
 
 #: A run stops when this much of Student's t lies within the tolerance. At 75%, an
 #: estimate misses by more than twice the tolerance in about two runs of a hundred,
@@ -72,28 +65,6 @@ class Run(Protocol[Result_co]):
         ...
 
 
-class Meter:
-    """What was spent on some maps since the meter was made.
-
-    Args:
-        maps: A map that is named twice is counted once.
-        clock: Seconds.
-    """
-
-    def __init__(self, maps: Sequence[Map], clock: Callable[[], float] = time.perf_counter) -> None:
-        self._maps = list({id(operator): operator for operator in maps}.values())
-        self._clock = clock
-        self._before = self._total()
-        self._start = clock()
-
-    def _total(self) -> Cost:
-        return sum((operator.cost for operator in self._maps), Cost())
-
-    def __call__(self) -> Cost:
-        """What was spent so far."""
-        return dataclasses.replace(self._total() - self._before, seconds=self._clock() - self._start)
-
-
 def estimates_of(result: Any) -> list[Estimate]:
     """All the estimates in a run's result."""
     if isinstance(result, Estimate):
@@ -101,11 +72,6 @@ def estimates_of(result: Any) -> list[Estimate]:
     if isinstance(result, Measurement):
         return [estimate for _, estimate in result.rows()]
     return [estimate for part in result for estimate in estimates_of(part)]
-
-
-@functools.lru_cache(maxsize=4096)
-def _quantile(freedom: float) -> float:
-    return student_t_quantile((1 + TOLERANCE_LEVEL) / 2, freedom)
 
 
 def _excess(estimate: Estimate, rtol: float | None, atol: float | None) -> float:
@@ -119,7 +85,7 @@ def _excess(estimate: Estimate, rtol: float | None, atol: float | None) -> float
     if freedom >= 1:
         freedom = math.inf if math.isinf(freedom) else math.floor(freedom * 4) / 4
     tolerance = max((rtol or 0.0) * abs(estimate.value), atol or 0.0)
-    half = estimate.stderr * _quantile(freedom)
+    half = estimate.stderr * student_t_quantile((1 + TOLERANCE_LEVEL) / 2, freedom)
     return half / tolerance if tolerance > 0 else math.inf
 
 
@@ -151,57 +117,12 @@ class _Budget:
         return self.products is None
 
 
-def check_limits(
-    minimum: int = 1,
-    *,
-    products: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_products: int | None = None,
-    seconds: float | None = None,
-) -> None:
-    """What :func:`drive` raises for limits that make no sense, whatever is run.
-
-    Args:
-        minimum: Fewest products that a run can take.
-        products: As for :func:`drive`, and so are the others.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
-        max_products: Most products.
-        seconds: Most seconds.
-    """
-    if products is not None and (rtol is not None or atol is not None or max_products is not None):
-        raise ValueError(
-            f"found products={products} together with rtol, atol or max_products; pass either a fixed "
-            "number of products or a tolerance (max_products= bounds the products of a tolerance)"
-        )
-    for name, value in (("rtol", rtol), ("atol", atol), ("seconds", seconds)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-            raise TypeError(f"{name} must be a number, found {value!r}; use a value such as {name}=0.01")
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, found {value}; use a value such as {name}=0.01")
-    for name, budget in (("products", products), ("max_products", max_products)):
-        if budget is None:
-            continue
-        if isinstance(budget, bool) or not isinstance(budget, numbers.Real) or budget != budget // 1:
-            raise TypeError(f"{name} must be a whole number, found {budget!r}; pass an int")
-        if budget < minimum:
-            raise ValueError(
-                f"{name}={budget} is too small: this method needs at least {minimum} products; "
-                f"use {name}={minimum} or more, or another method"
-            )
-
-
 def drive(
     run: Run[Result],
+    options: Options | None = None,
     *,
-    products: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_products: int | None = None,
-    seconds: float | None = None,
-    progress: Progress | None = None,
     exact: Run[Result] | None = None,
+    progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Result:
     """Grow a run to a fixed budget, or until its error bars meet a tolerance.
@@ -217,41 +138,38 @@ def drive(
 
     Args:
         run: What to grow.
-        products: Fixed budget.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance; with both, the wider one counts.
-        max_products: Most products that may be spent for a tolerance.
-        seconds: Most seconds that may be spent; looked at between products.
-        progress: Called after every step with (estimate, spent, budget).
+        options: How far.
         exact: Run that is taken instead when the budget reaches its ``minimum``, or
             when half of that was spent and the tolerance is not met.
+        progress: Called after every step with (estimate, spent, budget).
         clock: Seconds, for tests.
 
     Returns:
         The result of the run.
 
     Raises:
-        ValueError: For a budget below the minimum, a tolerance that is not
-            positive, or products together with a tolerance.
-        TypeError: For a budget that is not a whole number.
+        ValueError: For a budget below the minimum.
     """
-    smallest = run.minimum if exact is None else min(run.minimum, exact.minimum)
-    check_limits(
-        smallest, products=products, rtol=rtol, atol=atol, max_products=max_products, seconds=seconds
-    )
-    if products is None and rtol is None and atol is None:
-        rtol = 0.01
-    limit = products if products is not None else max_products
+    options = options or Options()
+    check_minimum(options, run.minimum if exact is None else min(run.minimum, exact.minimum))
+    limit = options.max_products if options.to_tolerance else options.products
     if exact is not None and (limit is None or exact.minimum <= limit):
-        if products is not None or exact.minimum <= run.minimum:
+        if not options.to_tolerance or exact.minimum <= run.minimum:
             return _finish(exact, progress)
         # Half of what exact costs without meeting the tolerance: the other half would not either.
         limit = max(run.minimum, exact.minimum // 2)
-    deadline = math.inf if seconds is None else clock() + seconds
-    budget = _Budget(products, rtol, atol, limit, deadline)
+    deadline = math.inf if options.seconds is None else clock() + options.seconds
+    budget = _Budget(options.products, options.tolerance, options.atol, limit, deadline)
     ending = _grow(run, budget, progress, clock)
-    if ending == "limit" and exact is not None and (max_products is None or exact.minimum <= max_products):
-        return _finish(exact, progress)
+    affordable = options.max_products is None or (exact is not None and exact.minimum <= options.max_products)
+    if ending == "limit" and exact is not None and affordable:
+        try:
+            return _finish(exact, progress)
+        except KeyboardInterrupt:
+            # What the run has found by then is known all the same.
+            if not _has_result(run):
+                raise
+            ending = "interrupted"
     stamped: Result = _stamp(run.result(), ending, budget)
     return stamped
 
@@ -338,14 +256,9 @@ def _next(run: Run[Any], spent: int, excess: float, budget: _Budget) -> int:
 def _stamp(result: Any, ending: str, budget: _Budget) -> Any:
     """Say on every estimate whether it met the tolerance, and what ended the run."""
     if isinstance(result, list):
-        return [_stamp(part, ending, budget) for part in result]
+        return type(result)(_stamp(part, ending, budget) for part in result)
     if isinstance(result, Measurement):
-        fields = {
-            name: _stamp(value, ending, budget)
-            for name in ("trace", "frobenius_norm", "effective_rank", "alignment")
-            if (value := getattr(result, name)) is not None
-        }
-        return dataclasses.replace(result, **fields)
+        return result.map(lambda estimate: _stamp(estimate, ending, budget))
     if ending == "spent":
         return result
     met = budget.to_tolerance and is_within(result, rtol=budget.rtol, atol=budget.atol)

@@ -1,40 +1,37 @@
-"""Exact metrics: products with every column of the identity."""
+"""Exact moments: products with every column of the identity."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ntkscope.operators.space import Map
-from ntkscope.results import Cost, Estimate
+from ntkscope.results import Estimate
 from ntkscope.runs.moments import Moments
 
 __all__ = ["ExactFactorRun", "ExactRun"]
 
-Result = TypeVar("Result")
-
 _TILE = 64
+# Rows of J at a time, where no product is kept.
+_ROWS = 256
 
 
-class ExactRun(Generic[Result]):
+class ExactRun:
     """tr K_a and ⟨K_a, K_b⟩ from the columns of every kernel, in tiles.
 
     Uses n products a kernel and keeps nothing of size n².
 
     Args:
         maps: The kernels, c maps of shape (n, n).
-        finish: Takes the moments to the result.
     """
 
     quantum = 1
     stride = math.inf
 
-    def __init__(self, maps: list[Map], finish: Callable[[Moments], Result]) -> None:
+    def __init__(self, maps: Sequence[Map]) -> None:
         self._maps = maps
-        self._finish = finish
         self._size = maps[0].shape[1]
         self._column = 0
         self._traces = np.zeros(len(maps))
@@ -53,14 +50,14 @@ class ExactRun(Generic[Result]):
             self._traces, self._inner = self._traces + traces, self._inner + inner
             self._column = stop
 
-    def result(self) -> Result:
-        """The exact result; a ValueError while columns are missing."""
+    def result(self) -> Moments:
+        """The exact moments; a ValueError while columns are missing."""
         if self._column < self._size:
             raise ValueError(
                 f"exact metrics need all {self._size} columns, found {self._column}; "
                 f"spend {self.minimum} products"
             )
-        return self._finish(Moments(self._traces, (self._inner + self._inner.T) / 2))
+        return Moments(self._traces, (self._inner + self._inner.T) / 2)
 
 
 class ExactFactorRun:
@@ -68,15 +65,15 @@ class ExactFactorRun:
 
     Args:
         factor: M; as many products as it has columns.
-        cost: What was spent so far.
+        report: Called with (columns done, columns in all).
     """
 
     quantum = 1
     stride = math.inf
 
-    def __init__(self, factor: Map, cost: Callable[[], Cost]) -> None:
+    def __init__(self, factor: Map, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         self._factor = factor
-        self._cost = cost
+        self._report = report
         self._column = 0
         self._trace = 0.0
         self.minimum = factor.shape[1]
@@ -85,13 +82,13 @@ class ExactFactorRun:
         """Take columns until ``products`` have run in all."""
         end = min(products, self.minimum)
         while self._column < end:
-            stop = min(self._column + _TILE, end)
-            columns = self._factor.apply(self._factor.identity(self._column, stop))
-            self._trace += float(self._factor.inner(columns, columns).sum())
+            stop = min(self._column + _ROWS, end)
+            self._trace += float(self._factor.squares(self._factor.identity(self._column, stop)).sum())
             self._column = stop
+            self._report(stop, self.minimum)
 
     def result(self) -> Estimate:
         """The exact trace; a ValueError while columns are missing."""
         if self._column < self.minimum:
             raise ValueError(f"the exact trace needs {self.minimum} products, found {self._column}; go on")
-        return Estimate(self._trace, 0.0, "exact", "trace", cost=self._cost())
+        return Estimate(self._trace, 0.0, "exact", "trace")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +16,12 @@ from ntkscope.runs.statistics import effective_degrees_of_freedom
 __all__ = ["GramRun", "gram_moments"]
 
 Small = NDArray[np.float64]
-Result = TypeVar("Result")
 
 #: Squares of quadratic forms have heavier tails than the forms; chosen by coverage.
 _HEAVINESS = 3.0
 
 
-class GramRun(Generic[Result]):
+class GramRun:
     """Traces and inner products of K_a = J_aJ_aᵀ from X_a = J_aᵀΩ, one VJP a probe and kernel.
 
     M = X_aᵀX_a = ΩᵀK_aΩ for independent signs Ω gives, without bias,
@@ -35,18 +33,14 @@ class GramRun(Generic[Result]):
 
     Args:
         reverse_maps: J_aᵀ, c maps of shape (p_a, n).
-        finish: Takes the moments to the result.
         seed: Of the probes.
         stream: Of the probes.
     """
 
     stride = SHORT_STRIDE
 
-    def __init__(
-        self, reverse_maps: list[Map], finish: Callable[[Moments], Result], *, seed: int, stream: int = 0
-    ) -> None:
+    def __init__(self, reverse_maps: Sequence[Map], *, seed: int, stream: int = 0) -> None:
         self._maps = reverse_maps
-        self._finish = finish
         self._seed = seed
         self._stream = stream
         # Kernels of different models have parameters of different number: no block is shared.
@@ -63,8 +57,8 @@ class GramRun(Generic[Result]):
                 signs = operator.signs(known, wanted, seed=self._seed, stream=self._stream)
                 grams.append("X", operator.apply(signs), wanted - known)
 
-    def result(self) -> Result:
-        """The metrics with their error bars.
+    def result(self) -> Moments:
+        """The moments with their samples.
 
         Raises:
             ValueError: If fewer than three probes have run.
@@ -73,7 +67,7 @@ class GramRun(Generic[Result]):
         if probes < 3:
             raise ValueError(f"the Gram matrix needs three probes; spend {self.minimum} products or more")
         forms = np.array([grams.gram("X", "X")[:probes, :probes] for grams in self._grams])
-        return self._finish(gram_moments(forms, max(operator.epsilon for operator in self._maps)))
+        return gram_moments(forms, max(operator.epsilon for operator in self._maps))
 
 
 def gram_moments(forms: Small, epsilon: float) -> Moments:

@@ -1,67 +1,110 @@
-"""Products of maps, and estimates made of independent estimates."""
+"""Runs made of runs: side by side, given another form, or known already."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from ntkscope.operators.space import Block, Map
-from ntkscope.results import Cost, Estimate
 from ntkscope.runs.drive import Run
-from ntkscope.runs.statistics import Summary, combine_independent
 
-__all__ = ["Fixed", "GroupRun", "ProductMap", "power_estimate"]
+__all__ = ["Fixed", "GroupRun", "MappedRun", "Once", "Priced"]
 
+Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
-class ProductMap:
-    """A B as one map: every product costs one of A and one of B.
-
-    Args:
-        first: A, shape (n, n).
-        second: B, shape (n, n).
-    """
-
-    def __init__(self, first: Map, second: Map) -> None:
-        self._first = first
-        self._second = second
-        self.shape = (first.shape[0], second.shape[1])
-        self.epsilon = max(first.epsilon, second.epsilon)
-        self.signs = second.signs
-        self.identity = second.identity
-        self.gram = second.gram
-        self.inner = second.inner
-        self.combine = second.combine
-        self.concat = second.concat
-
-    @property
-    def cost(self) -> Cost:
-        """What both maps have spent."""
-        return self._first.cost if self._first is self._second else self._first.cost + self._second.cost
-
-    def apply(self, block: Block) -> Block:
-        """A (B X)."""
-        return self._first.apply(self._second.apply(block))
-
-
-class Fixed:
-    """A run that has nothing to do: an estimate that is known already."""
+class Fixed(Generic[Result]):
+    """A run that has nothing to do: what it finds is known already."""
 
     minimum = 0
     quantum = 1
     stride = math.inf
 
-    def __init__(self, estimate: Estimate) -> None:
-        self._estimate = estimate
+    def __init__(self, known: Result) -> None:
+        self._known = known
 
     def grow(self, products: int) -> None:
         """Nothing."""
 
-    def result(self) -> Estimate:
-        """The estimate."""
-        return self._estimate
+    def result(self) -> Result:
+        """What is known."""
+        return self._known
+
+
+class Once(Generic[Result]):
+    """A run in one step: work whose result is exact.
+
+    Args:
+        work: What is done.
+    """
+
+    minimum = 1
+    quantum = 1
+    stride = math.inf
+
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._work = work
+        self._found: list[Result] = []
+
+    def grow(self, products: int) -> None:
+        """Does the work, once."""
+        if products >= self.minimum and not self._found:
+            self._found.append(self._work())
+
+    def result(self) -> Result:
+        """What was found; a ValueError before."""
+        if not self._found:
+            raise ValueError("the exact work has not been done; grow the run first")
+        return self._found[0]
+
+
+class Priced(Generic[Result]):
+    """An exact run that stands in for another one, at a price in that one's products.
+
+    Args:
+        make: Makes the exact run when it is needed.
+        price: As many products of the other run are worth it.
+    """
+
+    quantum = 1
+    stride = math.inf
+
+    def __init__(self, make: Callable[[], Run[Result]], price: int) -> None:
+        self._make = make
+        self._run: Run[Result] | None = None
+        self.minimum = max(1, price)
+
+    def grow(self, products: int) -> None:
+        """Runs it to its end, where that is paid."""
+        if products >= self.minimum:
+            self._run = self._run or self._make()
+            self._run.grow(self._run.minimum)
+
+    def result(self) -> Result:
+        """What it found; a ValueError before."""
+        if self._run is None:
+            raise ValueError(f"the exact run has not begun; spend {self.minimum} products")
+        return self._run.result()
+
+
+class MappedRun(Generic[Part, Result]):
+    """A run whose result is taken to another form.
+
+    Args:
+        run: The run.
+        form: Takes what it finds to the result.
+    """
+
+    def __init__(self, run: Run[Part], form: Callable[[Part], Result]) -> None:
+        self._run = run
+        self._form = form
+        self.minimum, self.quantum, self.stride = run.minimum, run.quantum, run.stride
+        self.grow = run.grow
+
+    def result(self) -> Result:
+        """What was found so far, in its form."""
+        return self._form(self._run.result())
 
 
 class GroupRun(Generic[Result]):
@@ -70,14 +113,14 @@ class GroupRun(Generic[Result]):
     Args:
         parts: Runs that share no randomness.
         shares: Whole numbers in proportion to which the products are shared.
-        finish: Takes the parts' estimates to the result.
+        finish: Takes what the parts find to the result.
     """
 
     def __init__(
         self,
-        parts: Sequence[Run[Estimate]],
+        parts: Sequence[Run[Any]],
         shares: Sequence[int],
-        finish: Callable[[list[Estimate]], Result],
+        finish: Callable[[list[Any]], Result],
     ) -> None:
         self._parts = parts
         self._shares = shares
@@ -94,40 +137,5 @@ class GroupRun(Generic[Result]):
             part.grow(unit * share)
 
     def result(self) -> Result:
-        """What the parts' estimates make together."""
+        """What the parts find, together."""
         return self._finish([part.result() for part in self._parts])
-
-
-def power_estimate(
-    estimates: Sequence[Estimate],
-    powers: Sequence[float],
-    *,
-    method: str,
-    quantity: str,
-    cost: Cost,
-    seed: int | None,
-) -> Estimate:
-    """Π vⱼ^pⱼ of independent estimates, with its error to first order.
-
-    A factor that is negative under a root, or 0 under a fraction, gives nan and a note.
-    """
-    summaries = [Summary(e.value, e.stderr, e.degrees_of_freedom) for e in estimates]
-    pairs = list(zip(summaries, powers, strict=True))
-    note = ""
-    if any((s.value < 0 and power != int(power)) or (s.value <= 0 and power < 0) for s, power in pairs):
-        summary = Summary(math.nan, None)
-        note = "not defined: a squared norm came out as 0 or negative (a zero kernel, or too few products)"
-    elif any(s.value == 0 for s, _ in pairs):
-        summary = Summary(0.0, None)
-    else:
-        summary = combine_independent(summaries, powers)
-    return Estimate(
-        summary.value,
-        summary.stderr,
-        method,
-        quantity,
-        degrees_of_freedom=summary.degrees_of_freedom,
-        cost=cost,
-        seed=seed,
-        note=note,
-    )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.operators.space import Map
-from ntkscope.results import Cost, Estimate
+from ntkscope.results import Estimate
 from ntkscope.runs.moments import ROUNDING
 from ntkscope.runs.statistics import summarise_sums
 
@@ -29,7 +29,6 @@ class HutchinsonRun:
         draw: Gives the samples.
         method: Name of the method.
         quantity: What the samples estimate.
-        cost: What was spent so far.
         seed: The seed of the samples.
         epsilon: Relative rounding error of a sample.
         note: What a reader should know.
@@ -45,7 +44,6 @@ class HutchinsonRun:
         *,
         method: str,
         quantity: str = "trace",
-        cost: Callable[[], Cost] = Cost,
         seed: int | None = None,
         epsilon: float = 2.0**-52,
         note: str = "",
@@ -54,7 +52,6 @@ class HutchinsonRun:
         self._draw = draw
         self._method = method
         self._quantity = quantity
-        self._cost = cost
         self._seed = seed
         self._epsilon = epsilon
         self._note = note
@@ -88,7 +85,6 @@ class HutchinsonRun:
             self._quantity,
             samples=self._samples.sum(axis=1),
             degrees_of_freedom=summary.degrees_of_freedom,
-            cost=self._cost(),
             seed=self._seed,
             note=self._note,
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.operators.space import Map
-from ntkscope.results import Cost, Estimate
+from ntkscope.results import Estimate
 from ntkscope.runs.drive import SHORT_STRIDE
 from ntkscope.runs.grams import Grams
 from ntkscope.runs.moments import ROUNDING
@@ -50,7 +48,6 @@ class HutchPlusPlusRun:
         stream: Of the sketch; the residual's is the next one.
         method: Name of the method.
         quantity: What tr A is.
-        cost: What was spent so far.
         products_per_probe: What a product with A costs.
     """
 
@@ -64,14 +61,12 @@ class HutchPlusPlusRun:
         stream: int = 0,
         method: str = "hutch++",
         quantity: str = "trace",
-        cost: Callable[[], Cost] = Cost,
         products_per_probe: int = 1,
     ) -> None:
         self._operator = operator
         self._seed = seed
         self._stream = stream
         self._labels = (method, quantity)
-        self._cost = cost
         self._unit = products_per_probe
         self._grams = Grams(operator)
         self._scale = 0.0
@@ -135,7 +130,6 @@ class HutchPlusPlusRun:
             quantity,
             samples=captured + residual,
             degrees_of_freedom=summary.degrees_of_freedom,
-            cost=self._cost(),
             seed=self._seed,
         )
 

@@ -1,26 +1,67 @@
-"""Traces and inner products of kernels, and the metrics that are made of them.
+"""Traces and inner products of kernels, and products of their powers with an error bar.
 
-An estimator fills a :class:`Moments` with tr K_a and ⟨K_a, K_b⟩ of every kernel;
-norm, effective rank and alignment follow, with the correlation of their parts.
+An estimator gives a :class:`MomentSource`: tr K_a and ⟨K_a, K_b⟩ of every kernel. Norm,
+effective rank and alignment are monomials of these (see :mod:`ntkscope.metrics`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkscope.results import Cost, Estimate
-from ntkscope.runs.statistics import Summary, power_product
+from ntkscope.results import Estimate
+from ntkscope.runs.statistics import Summary, combine_independent, power_product
 
-__all__ = ["METRICS", "LeftOut", "Moments", "estimate_metric", "left_out_probes"]
+__all__ = [
+    "IndependentMoments",
+    "LeftOut",
+    "Moment",
+    "MomentSource",
+    "Moments",
+    "Monomial",
+    "TraceFromElsewhere",
+    "left_out_probes",
+]
 
 Small = NDArray[np.float64]
 
-#: The metrics, and how many kernels each takes.
-METRICS = {"trace": 1, "frobenius_norm": 1, "effective_rank": 1, "inner_product": 2, "alignment": 2}
+#: ``(a,)`` is tr K_a, ``(a, b)`` is ⟨K_a, K_b⟩ = tr(K_a K_b), by the kernels' numbers, the lower first.
+Moment: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Monomial:
+    """Π vⱼ^pⱼ of moments, with its error.
+
+    Attributes:
+        summary: Value, standard error and degrees of freedom.
+        samples: The influence of every probe, where there is such.
+        note: What a reader should know.
+        source: Where a part of it came from, if not from the method that was asked for.
+    """
+
+    summary: Summary
+    samples: Small | None = field(default=None, repr=False)
+    note: str = ""
+    source: str = ""
+
+
+class MomentSource(Protocol):
+    """The moments of some kernels, however they were found."""
+
+    def value(self, moment: Moment) -> float:
+        """A moment by itself."""
+        ...
+
+    def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
+        """Π vⱼ^pⱼ; every moment with a negative or a broken power is positive."""
+        ...
+
 
 #: A standard error below this many rounding errors of the value is not believed.
 ROUNDING = 4.0
@@ -66,38 +107,40 @@ class Moments:
     left_out: LeftOut | None = None
     epsilon: float = 2.0**-52
 
-    def trace(self, a: int) -> _Factor:
-        """Tr K_a."""
-        freedom = math.inf if self.trace_freedom is None else float(self.trace_freedom[a])
-        samples = None if self.trace_samples is None else self.trace_samples[:, a]
-        left_out = None if self.left_out is None else self.left_out.traces[:, :, a]
-        return _Factor(float(self.traces[a]), samples, freedom, left_out)
+    def value(self, moment: Moment) -> float:
+        """A moment by itself."""
+        return float(self.traces[moment[0]] if len(moment) == 1 else self.inner[moment])
 
-    def product(self, a: int, b: int) -> _Factor:
-        """⟨K_a, K_b⟩."""
-        freedom = math.inf if self.inner_freedom is None else float(self.inner_freedom[a, b])
-        samples = None if self.inner_samples is None else self.inner_samples[:, a, b]
-        left_out = None if self.left_out is None else self.left_out.inner[:, :, a, b]
-        return _Factor(float(self.inner[a, b]), samples, freedom, left_out)
+    def factor(self, moment: Moment) -> _Factor:
+        """A moment with what is known of its error."""
+        place = (..., *moment)  # the kernels are the last axes
+        if len(moment) == 1:
+            left_out = None if self.left_out is None else self.left_out.traces
+            return _picked(place, self.traces, self.trace_samples, self.trace_freedom, left_out)
+        left_out = None if self.left_out is None else self.left_out.inner
+        return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out)
 
-    def power_product(self, factors: list[_Factor], powers: list[float]) -> tuple[Summary, Small | None]:
+    def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
         """Π vⱼ^pⱼ with its standard error, and the influence of every sample."""
+        return self._of_factors([self.factor(moment) for moment in powers], list(powers.values()))
+
+    def _of_factors(self, factors: list[_Factor], powers: list[float]) -> Monomial:
         if any(factor.value == 0 for factor in factors):
-            return Summary(0.0, self._floor(0.0, None)), None
+            return Monomial(Summary(0.0, self._floor(0.0, None)))
         if factors[0].samples is None:
             value = math.prod(f.value**p for f, p in zip(factors, powers, strict=True))
-            return Summary(value, 0.0), None
+            return Monomial(Summary(value, 0.0))
         paired = np.stack([np.asarray(factor.samples) for factor in factors], axis=1)
         value, influence = power_product([factor.value for factor in factors], powers, paired)
         freedom = _ratio_freedom(factors, powers, paired, influence / value)
         if len(influence) < 2 or freedom == 0:
-            return Summary(value, None), influence
+            return Monomial(Summary(value, None), influence)
         stderr = float(np.std(influence, ddof=1)) / math.sqrt(len(influence))
         if self.left_out is not None:
             stderr, freedom = _with_shared_probes(
                 Summary(value, stderr, freedom), factors, powers, self.left_out.probes
             )
-        return Summary(value, self._floor(value, stderr), freedom), influence
+        return Monomial(Summary(value, self._floor(value, stderr), freedom), influence)
 
     def _floor(self, value: float, stderr: float | None) -> float | None:
         if self.trace_samples is None and self.inner_samples is None:
@@ -113,6 +156,17 @@ class _Factor:
     samples: Small | None = field(repr=False)
     freedom: float
     left_out: Small | None = None
+
+
+def _picked(
+    place: Any, values: Small, samples: Small | None, freedom: Small | None, left_out: Small | None
+) -> _Factor:
+    return _Factor(
+        float(values[place]),
+        None if samples is None else samples[place],
+        math.inf if freedom is None else float(freedom[place]),
+        None if left_out is None else left_out[place],
+    )
 
 
 def _ratio_freedom(factors: list[_Factor], powers: list[float], paired: Small, relative: Small) -> float:
@@ -206,65 +260,67 @@ def _bound(spread: float, left: Small) -> float:
     return math.sqrt(spread * max(spread, jackknife * shrink))
 
 
-def estimate_metric(
-    moments: Moments,
-    metric: str,
-    kernels: tuple[int, ...],
-    *,
-    method: str,
-    cost: Cost,
-    seed: int | None,
-    note: str = "",
-) -> Estimate:
-    """A metric of the kernels with these indices.
+class IndependentMoments:
+    """Moments that were estimated one by one, by runs that share no randomness.
 
     Args:
-        moments: From an estimator.
-        metric: One of :data:`METRICS`.
-        kernels: One index, or two for ``"inner_product"`` and ``"alignment"``.
-        method: The method's name, for the estimate.
-        cost: What was spent.
-        seed: The seed of the probes.
-        note: What a reader should know.
-
-    Returns:
-        The metric. The effective rank and the alignment of a zero kernel are not
-        defined: their value is nan, and the note says so.
+        estimates: By moment.
     """
-    a, b = kernels[0], kernels[-1]
-    if metric == "trace":
-        factors, powers = [moments.trace(a)], [1.0]
-    elif metric == "frobenius_norm":
-        factors, powers = [moments.product(a, a)], [0.5]
-    elif metric == "inner_product":
-        factors, powers = [moments.product(a, b)], [1.0]
-    elif metric == "effective_rank":
-        factors, powers = [moments.trace(a), moments.product(a, a)], [2.0, -1.0]
-    else:
-        factors, powers = (
-            [moments.product(a, b), moments.product(a, a), moments.product(b, b)],
-            [1.0, -0.5, -0.5],
-        )
-    norms = [moments.product(i, i).value for i in kernels]
-    if metric in ("effective_rank", "alignment") and not all(value > 0 for value in norms):
-        return Estimate(math.nan, None, method, metric, cost=cost, seed=seed, note=_undefined(metric, note))
-    if metric == "frobenius_norm" and norms[0] < 0:
-        factors = [_Factor(0.0, None, 0.0)]
-        note = "the squared norm came out negative; spend more products"
-    summary, influence = moments.power_product(factors, powers)
-    return Estimate(
-        summary.value,
-        summary.stderr,
-        method,
-        metric,
-        samples=influence,
-        degrees_of_freedom=summary.degrees_of_freedom,
-        cost=cost,
-        seed=None if summary.stderr == 0 else seed,
-        note=note,
-    )
+
+    def __init__(self, estimates: Mapping[Moment, Estimate]) -> None:
+        self._estimates = estimates
+
+    def value(self, moment: Moment) -> float:
+        """A moment by itself."""
+        return self._estimates[moment].value
+
+    def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
+        """Π vⱼ^pⱼ, its error to first order; a moment by itself keeps its samples."""
+        estimates = [self._estimates[moment] for moment in powers]
+        summaries = [_summary(estimate) for estimate in estimates]
+        note = "; ".join(dict.fromkeys(e.note for e in estimates if e.note))
+        if list(powers.values()) == [1]:
+            return Monomial(summaries[0], estimates[0].samples, note)
+        if any(summary.value == 0 for summary in summaries):
+            return Monomial(Summary(0.0, None), note=note)
+        return Monomial(combine_independent(summaries, list(powers.values())), note=note)
 
 
-def _undefined(metric: str, note: str) -> str:
-    text = f"the {metric.replace('_', ' ')} of a zero kernel is not defined"
-    return f"{note}; {text}" if note else text
+class TraceFromElsewhere:
+    """The moments of a source, but for the trace of one kernel, which was found in another way.
+
+    Args:
+        rest: All other moments.
+        trace: The trace, independent of them.
+        kernel: Of which kernel.
+    """
+
+    def __init__(self, rest: MomentSource, trace: Estimate, kernel: int = 0) -> None:
+        self._rest = rest
+        self._trace = trace
+        self._moment = (kernel,)
+
+    def value(self, moment: Moment) -> float:
+        """A moment by itself."""
+        return self._trace.value if moment == self._moment else self._rest.value(moment)
+
+    def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
+        """Π vⱼ^pⱼ, with the trace's error beside that of the rest."""
+        power = powers.get(self._moment)
+        if power is None:
+            return self._rest.monomial(powers)
+        trace = IndependentMoments({self._moment: self._trace}).monomial({self._moment: 1})
+        others = {moment: p for moment, p in powers.items() if moment != self._moment}
+        if not others and power == 1:
+            return Monomial(trace.summary, trace.samples, trace.note, self._trace.method)
+        rest = self._rest.monomial(others)
+        summaries = [trace.summary, rest.summary]
+        note = "; ".join(dict.fromkeys(note for note in (trace.note, rest.note) if note))
+        source = f"trace by {self._trace.method}"
+        if any(summary.value == 0 for summary in summaries):
+            return Monomial(Summary(0.0, None), note=note, source=source)
+        return Monomial(combine_independent(summaries, [power, 1]), note=note, source=source)
+
+
+def _summary(estimate: Estimate) -> Summary:
+    return Summary(estimate.value, estimate.stderr, estimate.degrees_of_freedom)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,9 @@ from ntkscope.runs.threads import one_thread
 __all__ = ["NystromRun"]
 
 Small = NDArray[np.float64]
-Result = TypeVar("Result")
 
 
-class NystromRun(Generic[Result]):
+class NystromRun:
     """Traces and inner products of c kernels from leave-one-out Nyström approximations.
 
     With signs Ω, Y = KΩ, H = ΩᵀY, F = YH⁻¹, d = diag H⁻¹, the Nyström approximation
@@ -42,18 +40,14 @@ class NystromRun(Generic[Result]):
 
     Args:
         maps: The kernels, c positive semidefinite maps of shape (n, n).
-        finish: Takes the moments to the result.
         seed: Of the probes.
         stream: Of the probes.
     """
 
     stride = SHORT_STRIDE
 
-    def __init__(
-        self, maps: list[Map], finish: Callable[[Moments], Result], *, seed: int, stream: int = 0
-    ) -> None:
+    def __init__(self, maps: Sequence[Map], *, seed: int, stream: int = 0) -> None:
         self._maps = maps
-        self._finish = finish
         self._seed = seed
         self._stream = stream
         self._grams = Grams(maps[0])
@@ -70,8 +64,8 @@ class NystromRun(Generic[Result]):
             for a, image in enumerate(images):
                 self._grams.append(f"Y{a}", image, stop - start)
 
-    def result(self) -> Result:
-        """The metrics with their error bars.
+    def result(self) -> Moments:
+        """The moments with their samples.
 
         Raises:
             ValueError: If fewer than two probes have run.
@@ -80,7 +74,7 @@ class NystromRun(Generic[Result]):
             raise ValueError(f"Nyström needs two probes; spend {self.minimum} products or more")
         epsilon = max(operator.epsilon for operator in self._maps)
         small = _approximate(self._maps[0], self._grams, len(self._maps), epsilon)
-        return self._finish(_moments(small, epsilon))
+        return _moments(small, epsilon)
 
 
 @dataclass(frozen=True, eq=False)

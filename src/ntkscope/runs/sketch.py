@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,10 +15,8 @@ from ntkscope.runs.residuals import Deflated, sketch_moments
 
 __all__ = ["SketchRun"]
 
-Result = TypeVar("Result")
 
-
-class SketchRun(Generic[Result]):
+class SketchRun:
     """Traces and inner products of c kernels from shared probes and one shared basis.
 
     Signs Ω give Y_a = K_a Ω, the basis is Q = orth([Y_1 ... Y_c]), and Z_a = K_a Q.
@@ -39,18 +36,14 @@ class SketchRun(Generic[Result]):
 
     Args:
         maps: The kernels, c maps of shape (n, n).
-        finish: Takes the moments to the result.
         seed: Of the probes.
         stream: Of the probes.
     """
 
     stride = SHORT_STRIDE
 
-    def __init__(
-        self, maps: list[Map], finish: Callable[[Moments], Result], *, seed: int, stream: int = 0
-    ) -> None:
+    def __init__(self, maps: Sequence[Map], *, seed: int, stream: int = 0) -> None:
         self._maps = maps
-        self._finish = finish
         self._seed = seed
         self._stream = stream
         self._grams = Grams(maps[0])
@@ -115,15 +108,15 @@ class SketchRun(Generic[Result]):
         self._pending = [(self._extended + j % width, j // width) for j in spanned]
         return block, len(spanned)
 
-    def result(self) -> Result:
-        """The metrics with their error bars.
+    def result(self) -> Moments:
+        """The moments with their samples.
 
         Raises:
             ValueError: If fewer than two probes have run.
         """
         if self._grams.width("O") < 2:
             raise ValueError(f"the sketch has too few probes; spend {self.minimum} products or more")
-        return self._finish(sketch_moments(self._deflated()))
+        return sketch_moments(self._deflated())
 
     def _deflated(self) -> Deflated:
         return Deflated.from_grams(

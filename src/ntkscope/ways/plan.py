@@ -1,131 +1,47 @@
-"""Which way to take: counts of flops, bytes and calls, turned into seconds by a few short timings.
+"""Which way is taken: every way with its predicted seconds, and the cheapest that can be taken.
 
-Nothing here runs a model. A plan lists every way to a number with its predicted
-time, and the choice is the cheapest; ``NTK.explain()`` prints it.
+Nothing here runs a model. ``NTK.explain()`` prints a :class:`Plan`.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-import torch
+from ntkscope.engines.base import Machine, Sizes
+from ntkscope.settings import Options
+from ntkscope.ways.base import Problem, Way
+from ntkscope.ways.table import WAYS
 
-__all__ = ["Machine", "Plan", "Sizes", "Way", "exact_kernel_ways", "plan", "trace_ways"]
+__all__ = ["Plan", "Prediction", "choose", "exact_instead", "make_plan", "predict", "ways_of"]
 
-# Probes that the per-sample trace is expected to need for 1%, and products a sketch needs for it.
-_PROBES_FOR_ONE_PERCENT = 8
-_PRODUCTS_FOR_ONE_PERCENT = 60
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the device does in a second, by short timings.
-
-    Attributes:
-        flops: Floating-point operations of matrix products.
-        elements: Numbers written by elementwise operations.
-        call: Seconds that one tensor operation takes at least.
-    """
-
-    flops: float
-    elements: float
-    call: float
-
-    @classmethod
-    @functools.cache
-    def timed(cls, device: torch.device, dtype: torch.dtype) -> Machine:
-        """Times a matrix product, an elementwise operation and an empty one, some 20 ms in all."""
-        size = 512
-        a = torch.ones(size, size, device=device, dtype=dtype)
-        wide = torch.ones(1 << 18, device=device, dtype=dtype)
-        tiny = torch.ones(1, device=device, dtype=dtype)
-
-        def seconds(work: Callable[[], object]) -> float:
-            times = []
-            for _ in range(5):
-                _synchronize(device)
-                start = time.perf_counter()
-                work()
-                _synchronize(device)
-                times.append(time.perf_counter() - start)
-            return statistics.median(times)
-
-        product = seconds(lambda: a @ a)
-        elementwise = seconds(lambda: wide * wide)
-        call = seconds(lambda: [tiny * tiny for _ in range(50)]) / 50
-        return cls(2 * size**3 / product, wide.numel() / elementwise, call)
-
-    def seconds(self, flops: float, elements: float, calls: float) -> float:
-        """Predicted time of work with these counts."""
-        return flops / self.flops + elements / self.elements + calls * self.call
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+# An ordinary processor.
+_USUAL = Machine(flops=5e10, elements=1e9, call=5e-6)
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The counts of a problem.
+class Prediction:
+    """What a way would cost.
 
     Attributes:
-        n: Size of the state.
-        p: Number of parameters.
-        batch: Samples, or 1 if they are coupled.
-        outputs: State of one sample.
-        operations: Tensor operations of one forward pass of the batch.
-        elements: Numbers that it writes.
-        flops: Its floating-point operations.
-        taps: Numbers in all output gradients of one sample and probe, where the layers are known.
-        gradient_flops: Work of the parameter gradients' norms of one sample and probe.
-        general: Parameters that take the general way.
-        used: Parameters in all operations together, one that is used twice counted twice.
-        pieces: Parts of the state that are pulled back on their own.
-        kernels: Kernels that are measured together.
-        budget: Bytes to work in.
-        itemsize: Bytes of a number.
-    """
-
-    n: int
-    p: int
-    batch: int
-    outputs: int
-    operations: int
-    elements: int
-    flops: int
-    taps: int = 0
-    gradient_flops: float = 0.0
-    general: int = 0
-    used: int = 0
-    pieces: int = 1
-    kernels: int = 1
-    budget: int = 1 << 30
-    itemsize: int = 4
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to a number.
-
-    Attributes:
-        name: As it appears in an Estimate's ``method``.
+        way: The way.
+        name: Its name, as in an Estimate's ``method``.
         words: What it does.
         seconds: Predicted time.
-        exact: Whether its result is exact.
         why_not: Why it cannot be taken; empty if it can.
     """
 
+    way: Way = field(repr=False)
     name: str
     words: str
     seconds: float
-    exact: bool = False
     why_not: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether its result is exact."""
+        return self.way.is_exact
 
 
 @dataclass(frozen=True)
@@ -133,8 +49,8 @@ class Plan:
     """All the ways to a number, and the one that is taken."""
 
     quantity: str
-    ways: tuple[Way, ...]
-    choice: Way
+    ways: tuple[Prediction, ...]
+    choice: Prediction
     reason: str
 
     def __str__(self) -> str:
@@ -146,7 +62,33 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(quantity: str, ways: list[Way], *, exact_only: bool = False) -> Plan:
+def predict(
+    of_products: bool, sizes: Sizes, machine: Machine, rtol: float, why_not: dict[str, str] | None = None
+) -> list[Prediction]:
+    """Every way that ``"auto"`` knows, with its predicted time.
+
+    Args:
+        of_products: Whether inner products of kernels are needed, or traces alone.
+        sizes: The counts of the problem.
+        machine: What the device does in a second.
+        rtol: The tolerance.
+        why_not: Reasons against ways, by name.
+    """
+    reasons = why_not or {}
+    return [
+        Prediction(
+            way,
+            way.name,
+            way.words(sizes, rtol),
+            way.seconds(sizes, machine, rtol),
+            reasons.get(way.name, ""),
+        )
+        for way in WAYS
+        if way.serves(of_products) and way.is_automatic(of_products)
+    ]
+
+
+def choose(quantity: str, ways: list[Prediction], *, exact_only: bool = False) -> Plan:
     """Chooses the cheapest way that can be taken.
 
     Args:
@@ -165,122 +107,71 @@ def plan(quantity: str, ways: list[Way], *, exact_only: bool = False) -> Plan:
     return Plan(quantity, tuple(ways), choice, reason)
 
 
-def trace_ways(sizes: Sizes, machine: Machine, rtol: float, why_no_structure: str = "") -> list[Way]:
-    """The ways to a trace: exact ones, and estimates to a relative tolerance."""
-    growth = max(1.0, (0.01 / rtol) ** 2)
-    probes = math.ceil(_PROBES_FOR_ONE_PERCENT * growth)
-    products = math.ceil(_PRODUCTS_FOR_ONE_PERCENT * growth)
-    per_sample = functools.partial(_per_sample_seconds, sizes, machine)
-    return [
-        Way(
-            "exact (per sample)",
-            f"{sizes.outputs:,} one-hot probes a sample",
-            per_sample(sizes.outputs, sizes.pieces),
-            exact=True,
-            why_not=why_no_structure,
-        ),
-        Way(
-            "exact (n VJPs)",
-            f"{sizes.n:,} reverse products",
-            _vjp_seconds(sizes, machine, sizes.n),
-            exact=True,
-        ),
-        Way(
-            "exact (p JVPs)",
-            f"{sizes.p:,} forward products",
-            _jvp_seconds(sizes, machine, sizes.p),
-            exact=True,
-        ),
-        Way(
-            "per-sample",
-            f"random signs for every sample, about {probes:,} for {rtol:.2g}",
-            per_sample(probes, 1),
-            why_not=why_no_structure,
-        ),
-        Way(
-            "per-sample-forward",
-            f"random parameter directions for every sample, about {probes:,} for {rtol:.2g}",
-            _per_sample_forward_seconds(sizes, machine, probes),
-            why_not=why_no_structure,
-        ),
-        Way(
-            "products",
-            f"the kernel's products with random signs, about {products:,} for {rtol:.2g}",
-            _vjp_seconds(sizes, machine, products) + _jvp_seconds(sizes, machine, products),
-        ),
-    ]
+def make_plan(quantity: str, problem: Problem, *, exact_only: bool = False) -> Plan:
+    """The ways to a problem of models' kernels, and the one that is taken."""
+    assert problem.sizes is not None
+    assert problem.machine is not None
+    automatic = [way for way in WAYS if way.serves(problem.of_products)]
+    reasons = {way.name: way.why_not(problem) for way in automatic}
+    ways = predict(problem.of_products, problem.sizes, problem.machine, problem.rtol, reasons)
+    return choose(quantity, ways, exact_only=exact_only)
 
 
-def exact_kernel_ways(sizes: Sizes, machine: Machine, rtol: float, why_no_structure: str = "") -> list[Way]:
-    """The ways to norms, alignments and effective ranks."""
-    m, n, p = sizes.kernels, sizes.n, sizes.p
-    products = math.ceil(_PRODUCTS_FOR_ONE_PERCENT * max(1.0, 0.01 / rtol))
-    tile_width = sizes.taps + sizes.general
-    tiles = m * machine.seconds(n**2 * tile_width, n**2 * 2.0, 0)
-    rows = m * machine.seconds(n**2 * p, n**2 / 2, 0)
-    whole = m * _vjp_seconds(sizes, machine, n)
-    fits = sizes.itemsize * p * p <= sizes.budget
-    sketch = m * (_vjp_seconds(sizes, machine, products) + _jvp_seconds(sizes, machine, products))
-    return [
-        Way(
-            "exact (tiles)",
-            f"every entry of K by layer factors, {n:,}² in tiles",
-            tiles + m * _per_sample_seconds(sizes, machine, sizes.outputs, 1),
-            exact=True,
-            why_not=why_no_structure,
-        ),
-        Way(
-            "exact (rows)",
-            f"{n:,} rows of J by reverse products, multiplied in tiles",
-            whole + rows,
-            exact=True,
-        ),
-        Way(
-            "exact (parameters)",
-            f"JᵀJ, {p:,}², in place of JJᵀ",
-            whole + m**2 * machine.seconds(2.0 * n * p * p, 0, 0),
-            exact=True,
-            why_not="" if fits else f"{p:,}² numbers do not fit the memory budget",
-        ),
-        Way(
-            "products", f"the kernel's products with random signs, about {products:,} for {rtol:.2g}", sketch
-        ),
-    ]
+def ways_of(quantity: str, problem: Problem, method: str, options: Options) -> Iterator[Way]:
+    """The ways that a method's name stands for, best first: the next is for when one fails to start.
+
+    Args:
+        quantity: What is measured.
+        problem: The problem.
+        method: ``"auto"``, ``"exact"``, or the name of a way.
+        options: A budget of products asks for an estimate.
+    """
+    own = [way for way in WAYS if way.serves(problem.of_products)]
+    if method not in ("auto", "exact"):
+        yield from (way for way in own if way.method == method)
+        return
+    if problem.engines is None:
+        exact = method == "exact"
+        yield from (
+            way
+            for way in own
+            if not way.needs_model and (way.is_exact if exact else way.is_automatic(problem.of_products))
+        )
+        return
+    plan = make_plan(quantity, problem, exact_only=method == "exact")
+    if method == "auto" and not _pays_for_exact(problem, options):
+        plan = choose(quantity, [way for way in plan.ways if not way.exact])
+    rest = sorted((w for w in plan.ways if not w.why_not and w is not plan.choice), key=lambda w: w.seconds)
+    yield plan.choice.way
+    yield from (w.way for w in rest if method == "auto" or w.exact)
 
 
-def _per_sample_seconds(sizes: Sizes, machine: Machine, probes: int, pieces: int) -> float:
-    """Forward pass with taps, backward passes without weight gradients, and the gradients' norms."""
-    work = probes * sizes.batch
-    chunk_bytes = sizes.itemsize * work * max(3 * sizes.taps + sizes.general, 1)
-    passes = max(pieces, math.ceil(chunk_bytes / max(sizes.budget / 2, 1)))
-    # Of all the steps of a recurrence, half lie before an output on average.
-    share = 0.5 if pieces > 1 else 1.0
-    backward = probes * (sizes.flops + sizes.batch * 2 * sizes.gradient_flops) * share
-    written = probes * (2 * sizes.elements + sizes.batch * (sizes.taps + sizes.general)) * share
-    calls = 3 * sizes.operations * (1 + passes * share)
-    return machine.seconds(sizes.flops + backward, sizes.elements + written, calls)
+def exact_instead(problem: Problem, way: Way) -> tuple[Way, int] | None:
+    """The cheapest exact way of models' kernels, and the products of another way that it is worth.
+
+    Prices come from counts at fixed speeds: where a run ends must not depend on the clock.
+    """
+    sizes = problem.sizes
+    if sizes is None:
+        return None
+    ways = [w for w in WAYS if w.is_exact and w.needs_model and w.serves(problem.of_products)]
+    possible = [w for w in ways if not w.why_not(problem)]
+    if not possible:
+        return None
+    best = min(possible, key=lambda w: w.seconds(sizes, _USUAL, problem.rtol))
+    price = best.seconds(sizes, _USUAL, problem.rtol) / way.product_seconds(sizes, _USUAL)
+    return best, math.ceil(price)
 
 
-def _per_sample_forward_seconds(sizes: Sizes, machine: Machine, probes: int) -> float:
-    """A forward pass whose tangents take two products a layer, one with the sample's own direction."""
-    tangents = probes * sizes.batch * sizes.p
-    chunk_bytes = sizes.itemsize * probes * (2 * sizes.batch * sizes.p + 3 * sizes.elements)
-    passes = math.ceil(chunk_bytes / max(sizes.budget, 1))
-    # Signs are drawn and turned into numbers, and every use of a parameter reads its direction.
-    written = probes * 3 * sizes.elements + 3 * tangents + probes * sizes.batch * sizes.used
-    # Before the first probes, forward mode is checked by one product and its transpose.
-    calls = 4 * sizes.operations * (passes + 1)
-    return machine.seconds(sizes.flops * (5 + 2.0 * probes), 3 * sizes.elements + written, calls)
-
-
-def _vjp_seconds(sizes: Sizes, machine: Machine, count: int) -> float:
-    calls = 2 * sizes.operations * math.ceil(count / 64)
-    return machine.seconds(2.0 * sizes.flops * count, (2.0 * sizes.elements + 2 * sizes.p) * count, calls)
-
-
-def _jvp_seconds(sizes: Sizes, machine: Machine, count: int) -> float:
-    calls = 3 * sizes.operations * math.ceil(count / 64)
-    return machine.seconds(2.0 * sizes.flops * count, (3.0 * sizes.elements + sizes.p) * count, calls)
+def _pays_for_exact(problem: Problem, options: Options) -> bool:
+    """Whether a budget of random probes would buy every one-hot probe too; a tolerance always may."""
+    if options.products is None:
+        return True
+    if problem.of_products:
+        return False
+    sizes = problem.sizes
+    assert sizes is not None
+    return options.products >= sizes.outputs
 
 
 def _duration(seconds: float) -> str:

@@ -12,8 +12,9 @@ import torch
 from ntkscope.apps.digits import Digits, load_digits
 from ntkscope.apps.paper.experiments import EXPERIMENTS, METHOD_NAMES, Cell, Experiment
 from ntkscope.apps.paper.idx import load_mnist
+from ntkscope.apps.paper.machine import describe_machine
 from ntkscope.apps.paper.runs import Problem
-from ntkscope.apps.paper.store import Results, Store, describe_machine
+from ntkscope.apps.paper.store import Results, Store
 
 if TYPE_CHECKING:
     from rich.console import Console

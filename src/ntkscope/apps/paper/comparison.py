@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ntkscope import report
 from ntkscope.apps.paper.analysis import baseline_seconds, best_speedup, spread, time_to
 from ntkscope.apps.paper.experiments import PAPER_METHODS
 from ntkscope.apps.paper.store import Results
-from ntkscope.apps.paper.words import METRIC_NAMES, TITLES, duration, error_words, factor, percent
+from ntkscope.apps.paper.words import TITLES, duration, error_words, factor, percent
 
 __all__ = ["OURS_TRACE", "PUBLISHED", "Published", "published_rows", "speedup_words"]
 
@@ -126,7 +127,7 @@ def _kernel_rows(results: Results) -> Iterator[Line]:
             share = float(np.nanmedian(exact.seconds)) / base
             ours = f"{error_words(float(np.nanmedian(exact.errors)))} in {percent(share)} (exact)"
         yield (
-            f"{TITLES['mnist']}: {METRIC_NAMES[metric]}, error within 20% of the exact run's time",
+            f"{TITLES['mnist']}: {report.TITLES[metric]}, error within 20% of the exact run's time",
             published,
             _best_within(results, metric, 0.2 * base),
             ours,

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntkscope import NTK
 from ntkscope.apps.digits import Digits, accuracy, make_network, train
-from ntkscope.ntk import NTK
 
 __all__ = [
     "EXPERIMENTS",
+    "KERNEL_METRICS",
     "METHOD_NAMES",
     "PAPER_METHODS",
     "Case",
@@ -45,7 +46,9 @@ METHOD_NAMES = {
 PAPER_METHODS = ("hutch++", "rhutch", "fhutch")
 
 _TRACE = ("trace",)
-_KERNEL_METRICS = ("frobenius_norm", "alignment", "effective_rank")
+
+#: What the paper measures of two kernels, in the order of its figure.
+KERNEL_METRICS = ("frobenius_norm", "alignment", "effective_rank")
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Experiment:
     @property
     def metrics(self) -> tuple[str, ...]:
         """What it measures."""
-        return _KERNEL_METRICS if self.digits else _TRACE
+        return KERNEL_METRICS if self.digits else _TRACE
 
 
 # The models.
@@ -227,20 +230,20 @@ _GRU_QUICK = (
 def _mnist(paper: dict[int, tuple[float, ...]], ours: dict[int, tuple[float, ...]]) -> tuple[Cell, ...]:
     """The paper measures each metric in a run of its own; ours gives all of them in one."""
     return (
-        Cell("ntk-products", 256, _KERNEL_METRICS),
+        Cell("ntk-products", 256, KERNEL_METRICS),
         *(
             cell
             for every, settings in paper.items()
-            for metric in _KERNEL_METRICS
+            for metric in KERNEL_METRICS
             for cell in _cells("hutch++", settings, every, (metric,))
         ),
-        Cell("construction", 0, _KERNEL_METRICS),
-        Cell("exact", 0, _KERNEL_METRICS),
+        Cell("construction", 0, KERNEL_METRICS),
+        Cell("exact", 0, KERNEL_METRICS),
         *(
             cell
             for every, settings in ours.items()
             for method in ("sketch", "nystrom")
-            for cell in _cells(method, settings, every, _KERNEL_METRICS)
+            for cell in _cells(method, settings, every, KERNEL_METRICS)
         ),
     )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ntkscope import report
 from ntkscope.apps.paper.analysis import (
-    Array,
     baseline_seconds,
     best_speedup,
     median_speedup,
@@ -16,49 +16,18 @@ from ntkscope.apps.paper.analysis import (
     spread,
 )
 from ntkscope.apps.paper.comparison import OURS_TRACE
-from ntkscope.apps.paper.experiments import METHOD_NAMES, PAPER_METHODS
+from ntkscope.apps.paper.experiments import KERNEL_METRICS, PAPER_METHODS
+from ntkscope.apps.paper.panels import INK, PALETTE, curve_line, finish, new_figure, panel_title
 from ntkscope.apps.paper.store import Results
-from ntkscope.apps.paper.words import count
+from ntkscope.apps.paper.words import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "PALETTE"]
+__all__ = ["FIGURES"]
 
-#: Okabe and Ito's colours, the same for a method in every figure.
-PALETTE = {
-    "hutch++": "#0072B2",
-    "rhutch": "#E69F00",
-    "fhutch": "#009E73",
-    "per-sample": "#D55E00",
-    "exact": "#000000",
-    "tolerance": "#CC79A7",
-    "sketch": "#56B4E9",
-    "nystrom": "#882255",
-    "paper's best": "#0072B2",
-    "our best": "#D55E00",
-    "ntk-products": "#777777",
-}
-_MARKERS = {
-    "hutch++": "o",
-    "rhutch": "s",
-    "fhutch": "^",
-    "per-sample": "D",
-    "exact": "*",
-    "tolerance": "P",
-    "sketch": "D",
-    "nystrom": "v",
-}
-_INK, _SOFT = "#333333", "#666666"
-_OURS_TRACE = ("per-sample", "exact", "tolerance")
-_TITLES = {"mlp": "MLP", "gru": "GRU"}
 _SHOWN = (1e-2, 1e-3, 1e-4, 1e-5)
-_METRICS = {
-    "frobenius_norm": "Frobenius norm ‖K‖",
-    "alignment": "alignment cos(K, K′)",
-    "effective_rank": "effective rank",
-}
 
 
 # Figure 1: speed-up against accuracy.
@@ -66,14 +35,14 @@ _METRICS = {
 
 def speedup_figure(results: Results) -> Figure:
     """Speed-up over n NTK products against the accuracy of the trace."""
-    figure = _figure(10.6, 5.4)
+    figure = new_figure(10.6, 5.4)
     panels = figure.subplots(1, 2)
     for axis, experiment, letter in zip(panels, ("mlp", "gru"), "AB", strict=True):
         _speedup_panel(axis, results, experiment)
         n, p = int(results.fact(experiment, "n")), int(results.fact(experiment, "p"))
-        _title(axis, letter, f"{_TITLES[experiment]}: n = {n:,}, p = {p:,}")
+        panel_title(axis, letter, f"{TITLES[experiment]}: n = {n:,}, p = {p:,}")
         axis.set_ylabel("speed-up over n NTK products")
-    _finish(figure, panels, results, "Trace of K: speed-up against accuracy", ("mlp", "gru"), 2)
+    finish(figure, panels, results, "Trace of K: speed-up against accuracy", ("mlp", "gru"), 2)
     return figure
 
 
@@ -141,7 +110,7 @@ def _tolerance_points(axis: Axes, results: Results, experiment: str) -> None:
     for place, height, rtol in zip(x[inside], speed.median[inside], curve.settings[inside], strict=True):
         note = axis.annotate(
             f"rtol={rtol:g}", (place, height), xytext=(6, -13), textcoords="offset points", fontsize=8,
-            color=_INK, zorder=7,
+            color=INK, zorder=7,
         )  # fmt: skip
         note.set_path_effects([withStroke(linewidth=3, foreground="white")])
 
@@ -152,19 +121,19 @@ def _tolerance_points(axis: Axes, results: Results, experiment: str) -> None:
 def _trace_figure(experiment: str) -> Callable[[Results], Figure]:
     def draw(results: Results) -> Figure:
         """Estimate against probes; error against runtime; its low-runtime part."""
-        figure = _figure(13.4, 5.2)
+        figure = new_figure(13.4, 5.2)
         panels = figure.subplots(1, 3)
         _estimates(panels[0], results, experiment)
         for axis in panels[1:]:
-            _errors(axis, results, experiment, "trace", (*PAPER_METHODS, *_OURS_TRACE))
+            _errors(axis, results, experiment, "trace", (*PAPER_METHODS, *OURS_TRACE, "tolerance"))
         _whole_range(panels[1], results, experiment)
         _low_part(panels[2], results, experiment)
         for axis, letter, title in zip(
             panels, "ABC", ("estimate of tr K", "error against runtime", "its low-runtime part"), strict=True
         ):
-            _title(axis, letter, title)
-        name = _TITLES[experiment]
-        _finish(figure, panels, results, f"Estimating the trace of the {name}'s kernel", (experiment,), 4)
+            panel_title(axis, letter, title)
+        name = TITLES[experiment]
+        finish(figure, panels, results, f"Estimating the trace of the {name}'s kernel", (experiment,), 4)
         return figure
 
     return draw
@@ -172,14 +141,14 @@ def _trace_figure(experiment: str) -> Callable[[Results], Figure]:
 
 def _estimates(axis: Axes, results: Results, experiment: str) -> None:
     truth = results.fact(experiment, "trace")
-    axis.axhline(truth, color=_INK, ls="--", lw=1.2, label="exact value", zorder=1)
+    axis.axhline(truth, color=INK, ls="--", lw=1.2, label="exact value", zorder=1)
     reach = 0.0
     for method in (*PAPER_METHODS, "per-sample"):
         curve = results.curve(experiment, method, "trace")
         if curve is None:
             continue
         found = spread(curve.values)
-        _line(axis, method, curve.settings, found)
+        curve_line(axis, method, curve.settings, found)
         wide = curve.settings >= 60
         if wide.any() and method in PAPER_METHODS:
             reach = max(reach, float(np.abs(np.array([found.low, found.high])[:, wide] - truth).max()))
@@ -195,7 +164,7 @@ def _errors(axis: Axes, results: Results, experiment: str, metric: str, methods:
         if curve is None:
             continue
         x = spread(curve.seconds).median
-        _line(axis, method, x, spread(curve.errors))
+        curve_line(axis, method, x, spread(curve.errors))
     axis.set(yscale="log", xscale="log", xlabel="runtime in seconds", ylabel="relative error")
 
 
@@ -227,91 +196,28 @@ def kernels_figure(results: Results) -> Figure:
     """Errors against the runtime as a share of the exact run, for the kernels of an MNIST MLP."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = _figure(13.4, 5.2)
+    figure = new_figure(13.4, 5.2)
     panels = figure.subplots(1, 3)
-    for axis, (metric, title), letter in zip(panels, _METRICS.items(), "ABC", strict=True):
+    for axis, metric, letter in zip(panels, KERNEL_METRICS, "ABC", strict=True):
         exact = baseline_seconds(results, "mnist", metric)
         for method in ("hutch++", "sketch", "nystrom", "exact"):
             curve = results.curve("mnist", method, metric)
             if curve is not None:
-                _line(axis, method, 100 * spread(curve.seconds).median / exact, spread(curve.errors))
+                curve_line(axis, method, 100 * spread(curve.seconds).median / exact, spread(curve.errors))
         axis.set(xscale="log", yscale="log", ylabel="relative error", ylim=(1e-10, 1))
         axis.set_xlabel(f"runtime in % of the exact run ({exact:.0f} s)")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(_percent)
         axis.xaxis.set_minor_formatter(NullFormatter())
-        _title(axis, letter, title)
+        panel_title(axis, letter, f"{report.TITLES[metric]} {report.SYMBOLS[metric]}")
     n = int(results.fact("mnist", "n"))
     title = f"Norm, alignment and effective rank of the MNIST MLP's kernels, n = {n:,}"
-    _finish(figure, panels, results, title, ("mnist",), 4)
+    finish(figure, panels, results, title, ("mnist",), 4)
     return figure
 
 
 def _percent(value: float, place: int) -> str:
     return f"{value:g}%"
-
-
-# What the panels share.
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _title(axis: Axes, letter: str, title: str) -> None:
-    axis.set_title(title, fontsize=12, color=_INK)
-    axis.text(-0.02, 1.03, letter, transform=axis.transAxes, fontsize=14, fontweight="bold", ha="right")
-
-
-def _line(axis: Axes, method: str, x: Array, found: Any) -> None:
-    """Median with markers, quartiles as a band; ours are drawn thicker."""
-    order = np.argsort(x)
-    x, low, median, high = x[order], found.low[order], found.median[order], found.high[order]
-    paper = method in PAPER_METHODS
-    marker = _MARKERS[method]
-    single = method in ("exact", "tolerance")
-    axis.plot(
-        x, np.maximum(median, 1e-12), color=PALETTE[method], marker=marker,
-        ms={"*": 12, "P": 9}.get(marker, 4.5 if paper else 5.5), mec="white", mew=0.6,
-        lw=0 if single else (1.5 if paper else 2.3), label=METHOD_NAMES[method],
-        zorder={"exact": 6, "tolerance": 5}.get(method, 3),
-    )  # fmt: skip
-    if not single:
-        axis.fill_between(x, np.maximum(low, 1e-12), high, color=PALETTE[method], alpha=0.18, lw=0, zorder=2)
-
-
-def _finish(
-    figure: Figure,
-    panels: Sequence[Axes],
-    results: Results,
-    title: str,
-    experiments: Sequence[str],
-    columns: int,
-) -> None:
-    handles: dict[str, Any] = {}
-    for axis in panels:
-        axis.grid(True, which="major", alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    legend = figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False,
-        fontsize=10, title=_caption(results, experiments), title_fontsize=9,
-    )  # fmt: skip
-    legend.get_title().set_color(_SOFT)
-    figure.suptitle(title + (" (quick)" if results.quick else ""), fontsize=14, color=_INK)
-
-
-def _caption(results: Results, experiments: Sequence[str]) -> str:
-    repeats = max(results.repeats(name) for name in experiments)
-    machine = results.settings["fixed"]
-    place = machine.get("gpu") or f"{machine['cores']} × {machine['processor']}"
-    return (
-        f"median and quartiles of {count(repeats, 'repetition')} (large budgets in fewer); "
-        f"{place}, {count(machine['threads'], 'thread')}, torch {machine['torch']}, float32"
-    )
 
 
 #: The figures by name.

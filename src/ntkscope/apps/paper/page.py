@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ntkscope import report
 from ntkscope.apps.paper.analysis import (
     TOLERANCES,
     Behind,
@@ -20,7 +21,6 @@ from ntkscope.apps.paper.experiments import METHOD_NAMES, PAPER_METHODS
 from ntkscope.apps.paper.store import Results
 from ntkscope.apps.paper.table import Block, blocks, markdown
 from ntkscope.apps.paper.words import (
-    METRIC_NAMES,
     TITLES,
     count,
     duration,
@@ -179,7 +179,7 @@ def _trace_words(results: Results, experiment: str) -> Iterator[str]:
 
 def _kernel_words(results: Results) -> Iterator[str]:
     for metric in ("frobenius_norm", "alignment", "effective_rank"):
-        name = METRIC_NAMES[metric]
+        name = report.TITLES[metric]
         yield f"- {name[0].upper()}{name[1:]}: {_points_words(behind(results, 'mnist', metric))}"
 
 

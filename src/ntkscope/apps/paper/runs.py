@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ntkscope import NTK, Cost, Measurement
 from ntkscope.apps.digits import Digits
 from ntkscope.apps.paper.baselines import Product, hutch_plus_plus, one_sided
-from ntkscope.apps.paper.experiments import PAPER_METHODS, Case, Cell, Experiment
+from ntkscope.apps.paper.experiments import KERNEL_METRICS, PAPER_METHODS, Case, Cell, Experiment
 from ntkscope.apps.paper.store import Row
-from ntkscope.ntk import NTK
-from ntkscope.results import Estimate, Measurement
 
 __all__ = ["Problem", "seed_of"]
 
@@ -33,14 +32,11 @@ _EXACT_PRODUCTS = {"trace": 1, "frobenius_norm": 2, "alignment": 6, "effective_r
 # Columns of the identity at a time.
 _COLUMNS = 512
 
+# Numbers of gradients at a time on a CPU: what its caches hold.
+_GRADIENTS = 1 << 22
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run gave, and the products that it ran."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    vjps: int = 0
-    jvps: int = 0
+#: What a run gave, by metric.
+Values = dict[str, float]
 
 
 def seed_of(seed: int, cell: Cell, repeat: int) -> int:
@@ -105,25 +101,27 @@ class Problem:
         kernels = [case.kernel() for case in self.cases]
         for kernel in kernels:
             if cell.method in _STRUCTURED | {"construction"}:
-                kernel._structure()
+                kernel.plan()
             elif cell.method in _PARTS or cell.method in PAPER_METHODS:
                 # The first product records the forward pass and tries forward mode: not the paper's cost.
-                kernel._jacobian.ntk(torch.zeros(1, kernel.n, dtype=kernel.dtype, device=kernel.device))
-        done = Outcome()
+                kernel.matvec(_like(kernel).new_zeros(kernel.n))
+        values: Values = {}
         scales: dict[str, float] = {}
+        before = _cost(kernels)
         if cell.method != "construction":
             work, scales = self._work(cell, kernels, probes_seed)
             start = self._now()
-            done = work()
+            values = work()
         seconds = self._now() - start
+        spent = _cost(kernels) - before
         rows = []
         for metric in cell.metrics:
-            value, truth = done.values.get(metric, _NAN), self.facts[metric]
+            value, truth = values.get(metric, _NAN), self.facts[metric]
             error = abs(value - truth) / abs(truth) if truth else abs(value)
             rows.append(
                 Row(
                     self.experiment.name, cell.method, metric, float(cell.setting), repeat, probes_seed,
-                    value, error, seconds, scales.get(metric, 1.0), done.vjps, done.jvps,
+                    value, error, seconds, scales.get(metric, 1.0), spent.vjps, spent.jvps,
                 )
             )  # fmt: skip
         return rows
@@ -135,7 +133,7 @@ class Problem:
 
     def _work(
         self, cell: Cell, kernels: list[NTK], seed: int
-    ) -> tuple[Callable[[], Outcome], dict[str, float]]:
+    ) -> tuple[Callable[[], Values], dict[str, float]]:
         """What is timed, and by how much the whole is larger than it."""
         main, method = kernels[-1], cell.method
         budget = round(cell.setting)
@@ -146,11 +144,11 @@ class Problem:
             scales = {metric: share[metric] * size / part for metric in cell.metrics}
             return lambda: _columns(main, _PARTS[method](main), size, part), scales
         if method in ("rhutch", "fhutch"):
-            return lambda: _spending(kernels, {"trace": _one_sided(main, method, budget, seed)}), {}
+            return lambda: {"trace": _one_sided(main, method, budget, seed)}, {}
         if method == "hutch++":
             (metric,) = cell.metrics
             estimate = _HUTCH_PLUS_PLUS[metric]
-            return lambda: _spending(kernels, {metric: estimate(kernels, budget, seed)}), {}
+            return lambda: {metric: estimate(kernels, budget, seed)}, {}
         options: dict[str, Any] = {"seed": seed}
         if method == "tolerance":
             options["rtol"] = cell.setting
@@ -161,40 +159,28 @@ class Problem:
             # Samples are independent: the trace in the effective rank comes from them.
             options["trace_method"] = "exact"
         if len(kernels) > 1:
-            return lambda: _outcome(_measure(kernels, **options)), {}
-        return lambda: _outcome(main.trace(**options)), {}
+            return lambda: _metrics(_measure(kernels, **options)), {}
+        return lambda: {"trace": main.trace(**options).value}, {}
 
 
-def _spending(kernels: Sequence[NTK], values: dict[str, float]) -> Outcome:
-    """With all the products that new kernels have run, but for the first one of each."""
-    vjps = sum(kernel._jacobian.vjps - 1 for kernel in kernels)
-    return Outcome(values, vjps, sum(kernel._jacobian.jvps - 1 for kernel in kernels))
-
-
-def _outcome(result: Estimate | Measurement) -> Outcome:
-    if isinstance(result, Estimate):
-        return Outcome({"trace": result.value}, result.cost.vjps, result.cost.jvps)
-    return Outcome(_metrics(result), result.cost.vjps, result.cost.jvps)
+def _cost(kernels: Sequence[NTK]) -> Cost:
+    return sum((kernel.cost for kernel in kernels), Cost())
 
 
 def _measure(kernels: Sequence[NTK], **options: Any) -> Measurement:
     return kernels[-1].measure(kernels[:-1], **options)
 
 
-def _metrics(measurement: Measurement) -> dict[str, float]:
-    assert measurement.frobenius_norm is not None
-    assert measurement.effective_rank is not None
-    return {
-        "frobenius_norm": measurement.frobenius_norm.value,
-        "alignment": measurement.alignment[0].value,
-        "effective_rank": measurement.effective_rank.value,
-    }
+def _metrics(measurement: Measurement) -> Values:
+    (alignment,) = measurement.alignment
+    found = {**measurement.estimates, "alignment": alignment}
+    return {metric: found[metric].value for metric in KERNEL_METRICS}
 
 
 # The exact ways that the paper and others take, on the first columns of the identity.
 
 
-def _columns(kernel: NTK, forms: Product, size: int, part: int) -> Outcome:
+def _columns(kernel: NTK, forms: Product, size: int, part: int) -> Values:
     """Sums the quadratic form of the first so many columns: the trace, if they are all."""
     total = 0.0
     for start in range(0, part, _COLUMNS):
@@ -202,19 +188,33 @@ def _columns(kernel: NTK, forms: Product, size: int, part: int) -> Outcome:
         rows = torch.zeros(len(index), size, dtype=kernel.dtype, device=kernel.device)
         rows[index - start, index] = 1
         total += float(forms(rows).sum())
-    return _spending([kernel], {"trace": total} if part == size else {})
+    return {"trace": total} if part == size else {}
+
+
+# Products with rows, by the kernel's own with columns.
+
+
+def _ntk(kernel: NTK, rows: Tensor) -> Tensor:
+    product: Tensor = kernel.matvec(rows.T)
+    return product.T
 
 
 def _ntk_forms(kernel: NTK) -> Product:
-    return lambda rows: (rows * kernel._jacobian.ntk(rows)).sum(1, dtype=torch.float64)
+    return lambda rows: (rows * _ntk(kernel, rows)).sum(1, dtype=torch.float64)
 
 
 def _vjp_norms(kernel: NTK) -> Product:
-    return kernel._jacobian.vjp_squared_norms
+    count = max(1, _GRADIENTS // kernel.n_params) if kernel.device.type == "cpu" else _COLUMNS
+    return lambda rows: torch.cat([_squares(kernel.vjp(part.T)) for part in rows.split(count)])
 
 
 def _jvp_norms(kernel: NTK) -> Product:
-    return lambda rows: kernel._jacobian.jvp(rows).square().sum(1, dtype=torch.float64)
+    return lambda rows: _squares(kernel.jvp(rows.T))
+
+
+def _squares(columns: Tensor) -> Tensor:
+    """‖c‖² of every column, in float64."""
+    return torch.linalg.vecdot(columns.T, columns.T).double()
 
 
 #: zᵀKz = ‖Jᵀz‖² for rows z, and ‖Ju‖² for rows u.
@@ -228,19 +228,23 @@ _PARTS: dict[str, Callable[[NTK], Product]] = {
 # The paper's estimators.
 
 
+def _like(kernel: NTK) -> Tensor:
+    """An empty tensor of the kernel's kind."""
+    return torch.empty(0, dtype=kernel.dtype, device=kernel.device)
+
+
 def _one_sided(kernel: NTK, method: str, probes: int, seed: int) -> float:
     norms, size = (_vjp_norms, kernel.n) if method == "rhutch" else (_jvp_norms, kernel.n_params)
-    return one_sided(norms(kernel), kernel._function.state, size, probes, seed)
+    return one_sided(norms(kernel), _like(kernel), size, probes, seed)
 
 
 def _hutch(first: NTK, second: NTK | None, probes: int, seed: int) -> float:
     """Tr K, or tr KK′ by two NTK products a probe."""
 
     def apply(rows: Tensor) -> Tensor:
-        rows = rows if second is None else second._jacobian.ntk(rows)
-        return first._jacobian.ntk(rows)
+        return _ntk(first, rows if second is None else _ntk(second, rows))
 
-    return hutch_plus_plus(apply, first._function.state, first.n, probes, seed)
+    return hutch_plus_plus(apply, _like(first), first.n, probes, seed)
 
 
 def _norm(kernels: list[NTK], probes: int, seed: int) -> float:

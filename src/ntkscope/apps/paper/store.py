@@ -7,21 +7,18 @@ import io
 import json
 import math
 import os
-import platform
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ntkscope.files import write_whole
+from ntkscope.files import check_writable, make_folder, write_text
 
-__all__ = ["Results", "Row", "Store", "describe_machine"]
+__all__ = ["Results", "Row", "Store"]
 
 _MEASUREMENTS = "measurements.csv"
 _SETTINGS = "settings.json"
@@ -183,7 +180,8 @@ class Store:
         Raises:
             ValueError: If the folder holds measurements with other settings, or cannot be written.
         """
-        self._make_folder()
+        make_folder(self.folder)
+        check_writable(self._path)
         settings_path = self.folder / _SETTINGS
         if not settings_path.exists():
             if self._path.exists():
@@ -192,7 +190,7 @@ class Store:
                     "name another folder by --out"
                 )
             text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            write_whole(settings_path, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(settings_path, text)
         results = self.read()
         self._refuse_others(results.settings, settings)
         if not self._path.exists():
@@ -245,14 +243,6 @@ class Store:
         if whole == 0:
             self._append(_HEADER)
 
-    def _make_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"cannot write to {self.folder}: it is not a folder")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot make the folder {self.folder}: {error.strerror}") from error
-
     def _refuse_others(self, there: dict[str, Any], wanted: dict[str, Any]) -> None:
         old, new = there.get("fixed", {}), wanted["fixed"]
         differing = [
@@ -299,27 +289,3 @@ def _parse(record: dict[str, str], path: Path) -> Row:
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} holds a line that is no measurement ({error}): {record}") from error
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads and versions."""
-    machine: dict[str, Any] = {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": version("numpy"),
-        "ntkscope": version("ntkscope"),
-    }
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
-    return machine
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return next(line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

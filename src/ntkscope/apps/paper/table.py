@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ntkscope import report
 from ntkscope.apps.paper.analysis import TOLERANCES, baseline_seconds, spread, time_to
 from ntkscope.apps.paper.comparison import published_rows
-from ntkscope.apps.paper.experiments import METHOD_NAMES
+from ntkscope.apps.paper.experiments import KERNEL_METRICS, METHOD_NAMES
 from ntkscope.apps.paper.store import Results
 from ntkscope.apps.paper.words import (
-    METRIC_NAMES,
     TITLES,
     count,
     duration,
@@ -23,7 +23,7 @@ from ntkscope.apps.paper.words import (
     machine_words,
     percent,
 )
-from ntkscope.files import write_whole
+from ntkscope.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,9 @@ def blocks(results: Results) -> Iterator[Block]:
 
 
 def _metrics(results: Results, experiment: str) -> list[str]:
-    return [metric for metric in METRIC_NAMES if results.curve(experiment, "ntk-products", metric)]
+    return [
+        metric for metric in ("trace", *KERNEL_METRICS) if results.curve(experiment, "ntk-products", metric)
+    ]
 
 
 def _values(results: Results, present: list[str]) -> Block:
@@ -71,7 +73,7 @@ def _values(results: Results, present: list[str]) -> Block:
             curve = results.curve(experiment, "exact", metric)
             error = error_words(float(np.nanmax(curve.errors))) if curve else "–"
             value = f"{results.fact(experiment, metric):,.9g}"
-            rows.append((TITLES[experiment], size, METRIC_NAMES[metric], value, error))
+            rows.append((TITLES[experiment], size, report.TITLES[metric], value, error))
     return Block(
         "Exact values",
         ("experiment", "size", "metric", "exact value", "float32 is off by"),
@@ -93,7 +95,7 @@ def _exact_ways(results: Results, present: list[str]) -> Block:
                 seconds = float(found.median[0])
                 part = f"{curve.settings[-1]:,.0f} columns run, scaled" if curve.scaled else "run in full"
                 rows.append(
-                    (TITLES[experiment], METRIC_NAMES[metric], METHOD_NAMES[method], duration(seconds),
+                    (TITLES[experiment], report.TITLES[metric], METHOD_NAMES[method], duration(seconds),
                      f"{duration(float(found.low[0]))} to {duration(float(found.high[0]))}",
                      factor(base / seconds), part)
                 )  # fmt: skip
@@ -131,7 +133,7 @@ def _targets(results: Results, experiment: str) -> Iterator[Block]:
                 cells.append(f"{duration(target.seconds)}, {products} ({factor(base / target.seconds)})")
             rows.append(tuple(cells))
         yield Block(
-            f"{TITLES[experiment]}, {METRIC_NAMES[metric]}: time, products (speed-up) to an error of",
+            f"{TITLES[experiment]}, {report.TITLES[metric]}: time, products (speed-up) to an error of",
             ("method", *(percent(tolerance) for tolerance in TOLERANCES)),
             rows,
             "The quickest budget of the grid whose median error is within it.",
@@ -173,5 +175,4 @@ def write_table(results: Results, path: Path) -> None:
     """All tables as Markdown."""
     parts = [f"# The experiments of arXiv 2511.10796\n\n{machine_words(results)}\n"]
     parts += [f"## {block.title}\n\n{markdown(block)}" for block in blocks(results)]
-    text = "\n".join(parts)
-    write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
+    write_text(path, "\n".join(parts))

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from ntkscope.apps.paper.store import Results
 
-__all__ = ["METRIC_NAMES", "TITLES", "count", "duration", "error_words", "factor", "machine_words", "percent"]
+__all__ = ["TITLES", "count", "duration", "error_words", "factor", "machine_words", "percent"]
 
 TITLES = {"mlp": "MLP", "gru": "GRU", "mnist": "MNIST MLP"}
-
-METRIC_NAMES = {
-    "trace": "trace",
-    "frobenius_norm": "Frobenius norm",
-    "alignment": "alignment",
-    "effective_rank": "effective rank",
-}
 
 
 def count(number: float, name: str) -> str:

@@ -33,13 +33,13 @@ __all__ = [
     "OpOverload",
     "PreDispatchMode",
     "TorchFunctionMode",
-    "arguments_of",
     "before_dispatch",
     "load_forward_mode_rules",
     "name_of_operator",
     "name_of_overload",
     "plain_recurrence",
     "pytree",
+    "schema_arguments",
     "storage_id",
     "warn_of_loops_under_vmap",
     "writes_in_place",
@@ -66,7 +66,7 @@ def name_of_overload(operation: Any) -> str:
     return name.partition(".")[2] or "default"
 
 
-def arguments_of(operation: Any) -> Sequence[Any]:
+def schema_arguments(operation: Any) -> Sequence[Any]:
     """The arguments in an operator's schema, each with a ``name`` and a ``default_value``."""
     arguments: Sequence[Any] = operation._schema.arguments
     return arguments
@@ -108,7 +108,7 @@ try:
     from torch._subclasses.schema_check_mode import SchemaCheckMode
 
     _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
-    arguments_of(torch.ops.aten.add.Tensor)
+    schema_arguments(torch.ops.aten.add.Tensor)
 except (ImportError, AttributeError) as error:
     NO_RECORDING = f"torch {torch.__version__} cannot record a model ({error})"
     SchemaCheckMode = TorchDispatchMode  # type: ignore[misc,assignment]

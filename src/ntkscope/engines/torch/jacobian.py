@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks
-from ntkscope.engines.torch.meter import is_out_of_memory
+from ntkscope.engines.torch.errors import first_line
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks, is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
 from ntkscope.engines.torch.state import Parameters, StateFunction
+from ntkscope.operators.ledger import Ledger
 
 __all__ = ["Jacobian"]
 
@@ -28,21 +29,25 @@ class Jacobian:
         function: The state as a function of the parameters.
         budget: Bytes that one chunk of products may take.
         chunk_size: Vectors in a chunk; chosen from the budget if ``None``.
+        ledger: Where products are entered.
 
     Attributes:
         shape: (n, p): states and parameters.
-        vjps: Reverse products run so far.
-        jvps: Forward products run so far.
+        ledger: Where products are entered.
     """
 
     def __init__(
-        self, function: StateFunction, budget: int = DEFAULT_BUDGET, chunk_size: int | None = None
+        self,
+        function: StateFunction,
+        budget: int = DEFAULT_BUDGET,
+        chunk_size: int | None = None,
+        *,
+        ledger: Ledger | None = None,
     ) -> None:
         self.function = function
         self._sizes = {name: tensor.numel() for name, tensor in function.parameters.items()}
         self.shape = (function.state.numel(), sum(self._sizes.values()))
-        self.vjps = 0
-        self.jvps = 0
+        self.ledger = Ledger() if ledger is None else ledger
         floats = function.forward_size.elements + 2 * self.shape[1] + self.shape[0]
         self._chunks = Chunks(floats * function.state.element_size(), budget, chunk_size)
         self._recorded: tuple[Tensor, Parameters] | None = None
@@ -60,7 +65,7 @@ class Jacobian:
             self._flatten(self._pull_block(z[start:stop]), out[start:stop])
 
         self._chunks.run(0, z.shape[0], work)
-        self.vjps += z.shape[0]
+        self.ledger.add(vjps=z.shape[0])
         return out
 
     def vjp_squared_norms(self, z: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ class Jacobian:
             out[start:stop] = sum(_squared_norms(block) for block in blocks)
 
         self._chunks.run(0, z.shape[0], work)
-        self.vjps += z.shape[0]
+        self.ledger.add(vjps=z.shape[0])
         return out
 
     def jvp(self, u: Tensor) -> Tensor:
@@ -83,7 +88,7 @@ class Jacobian:
             out[start:stop] = self._push_block(self._unflatten(u[start:stop]))
 
         self._chunks.run(0, u.shape[0], work)
-        self.jvps += u.shape[0]
+        self.ledger.add(jvps=u.shape[0])
         return out
 
     def ntk(self, z: Tensor) -> Tensor:
@@ -94,8 +99,7 @@ class Jacobian:
             out[start:stop] = self._push_block(self._pull_block(z[start:stop]))
 
         self._chunks.run(0, z.shape[0], work)
-        self.vjps += z.shape[0]
-        self.jvps += z.shape[0]
+        self.ledger.add(vjps=z.shape[0], jvps=z.shape[0])
         return out
 
     def check_forward(self) -> None:
@@ -160,14 +164,17 @@ class Jacobian:
 
     def _vectorize(self, together: Callable[[], Any], one_by_one: Callable[[], Any]) -> Any:
         """All rows together, or one after the other if an operation does not allow that."""
-        if self._vectorized:
-            try:
-                return together()
-            except RuntimeError as error:
-                if is_out_of_memory(error) or "vmap" not in str(error):
-                    raise
-                self._vectorized = False
-        return one_by_one()
+        if not self._vectorized:
+            return one_by_one()
+        try:
+            return together()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+        # Operations refuse a batch in many words: whether single rows pass is what tells.
+        rows = one_by_one()
+        self._vectorized = False
+        return rows
 
     def _push_forward(self, u: Parameters) -> Tensor:
         return jvp(self.function, (self.function.parameters,), (u,))[1]
@@ -206,10 +213,9 @@ class Jacobian:
             except (NotImplementedError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
-                line = (str(error).splitlines() or [""])[0]
                 raise NotImplementedError(
                     f"products Ju are not possible, since an operation of the model has neither a forward "
-                    f"mode nor a second derivative ({line}); use what needs reverse mode alone: "
+                    f"mode nor a second derivative ({first_line(error)}); use what needs reverse mode alone: "
                     "method='exact', 'per-sample', 'gram' or 'rhutch'"
                 ) from error
         return lambda u: transpose(u, retain_graph=True)[0]

@@ -1,33 +1,39 @@
-"""A model's J, Jᵀ and K = JJᵀ as the linear maps that estimators take: where the two halves meet."""
+"""A model's J, Jᵀ and K = JJᵀ as the linear maps that estimators and users take."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import array_api_compat.torch as array_api_torch
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ntkscope.engines.torch import Jacobian
+from ntkscope.engines.torch.jacobian import Jacobian
+from ntkscope.operators.arrays import ArrayBlocks
+from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.probes import random_signs
-from ntkscope.operators.space import ArrayBlocks
-from ntkscope.results import Cost
+from ntkscope.operators.space import Small
 
 __all__ = ["ForwardMap", "KernelMap", "ReverseMap"]
 
 
 class _JacobianMap(ArrayBlocks):
-    """What the three maps share: torch blocks of columns, and counted products."""
+    """What the three maps share: torch blocks of columns, and products that are counted."""
+
+    #: What its columns are, for errors.
+    columns = "n"
 
     def __init__(self, jacobian: Jacobian, shape: tuple[int, int]) -> None:
         super().__init__(array_api_torch, jacobian.function.dtype, jacobian.function.device)
         self.jacobian = jacobian
         self.shape = shape
-        self._products = 0
 
     @property
-    def cost(self) -> Cost:
-        """Products of this map, and all that its Jacobian has run."""
-        return Cost(products=self._products, vjps=self.jacobian.vjps, jvps=self.jacobian.jvps)
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """Where its products are entered."""
+        return (self.jacobian.ledger,)
 
     def signs(self, start: int, stop: int, *, seed: int, stream: int) -> Tensor:
         """Random signs, shape (columns, stop - start)."""
@@ -41,7 +47,38 @@ class _JacobianMap(ArrayBlocks):
         block[torch.arange(stop - start), torch.arange(start, stop)] = 1
         return block.T
 
-    def _rows(self, signs: np.ndarray) -> Tensor:
+    def apply(self, block: Tensor) -> Tensor:
+        """The products with every column."""
+        raise NotImplementedError
+
+    def squares(self, block: Tensor) -> Small:
+        """Squared lengths of the products with every column, shape (k,)."""
+        product = self.apply(block)
+        return self.inner(product, product)
+
+    def __matmul__(self, v: Any) -> Any:
+        """The product with a vector (columns,) or a block (columns, k), of torch or NumPy, in its kind.
+
+        Raises:
+            ValueError: If the first axis does not fit.
+        """
+        from_numpy = not isinstance(v, Tensor)
+        block = torch.as_tensor(np.asarray(v)) if from_numpy else v
+        size = self.shape[1]
+        if block.dim() not in (1, 2) or block.shape[0] != size:
+            raise ValueError(
+                f"expected a vector of shape ({size},) or a block of columns ({size}, k), "
+                f"since {self.columns}={size}; found shape {tuple(block.shape)}"
+            )
+        rows = block.reshape(size, -1).T.to(self._device, self._dtype)
+        result = self.apply(rows.contiguous().T).detach()
+        result = result[:, 0] if block.dim() == 1 else result
+        if not from_numpy:
+            return result
+        wide = result if result.dtype in (torch.float32, torch.float64) else result.float()
+        return wide.cpu().numpy()
+
+    def _rows(self, signs: NDArray[Any]) -> Tensor:
         return torch.from_numpy(signs).to(device=self._device, dtype=self._dtype)
 
 
@@ -53,8 +90,13 @@ class KernelMap(_JacobianMap):
 
     def apply(self, block: Tensor) -> Tensor:
         """K @ block."""
-        self._products += block.shape[1]
+        self.jacobian.ledger.add(products=block.shape[1])
         return self.jacobian.ntk(block.T).T
+
+    @property
+    def T(self) -> KernelMap:
+        """Itself."""
+        return self
 
 
 class ReverseMap(_JacobianMap):
@@ -67,9 +109,20 @@ class ReverseMap(_JacobianMap):
         """Jᵀ @ block."""
         return self.jacobian.vjp(block.T).T
 
+    def squares(self, block: Tensor) -> Small:
+        """Squared lengths of Jᵀ @ block, chunk by chunk."""
+        return self._to_numpy(self.jacobian.vjp_squared_norms(block.T))
+
+    @property
+    def T(self) -> ForwardMap:
+        """J."""
+        return ForwardMap(self.jacobian)
+
 
 class ForwardMap(_JacobianMap):
     """J: (p, k) → (n, k)."""
+
+    columns = "p"
 
     def __init__(self, jacobian: Jacobian) -> None:
         super().__init__(jacobian, (jacobian.shape[0], jacobian.shape[1]))
@@ -77,3 +130,8 @@ class ForwardMap(_JacobianMap):
     def apply(self, block: Tensor) -> Tensor:
         """J @ block."""
         return self.jacobian.jvp(block.T).T
+
+    @property
+    def T(self) -> ReverseMap:
+        """Jᵀ."""
+        return ReverseMap(self.jacobian)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.compat import FLOP_FORMULAS, DispatchMode, pytree
 
-__all__ = ["ForwardMeter", "ForwardSize", "is_out_of_memory"]
+__all__ = ["ForwardMeter", "ForwardSize"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,3 @@ class ForwardMeter(DispatchMode):
     def size(self) -> ForwardSize:
         """What was counted."""
         return ForwardSize(self._operations, self._elements, int(self._flops))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of torch says that memory ran out."""
-    # The CPU's allocator raises a bare RuntimeError, with other words on Windows than elsewhere.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
-    )

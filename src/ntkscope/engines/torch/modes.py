@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ __all__ = [
     "load_forward_mode",
     "plain_recurrences",
     "transpose_tolerance",
+    "undisturbed",
 ]
 
 _RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
@@ -149,6 +151,17 @@ _CELLS: dict[Any, Callable[..., Any]] = {
 def plain_recurrences() -> TorchFunctionMode:
     """A context in which fused recurrent layers run by plain operations: same weights, same result."""
     return _PlainRecurrences()
+
+
+#: Torch's switches and the user's module are shared by all threads: one kernel works at a time.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """One thread at a time, outside of inference mode, with gradients possible."""
+    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -1,46 +1,74 @@
-"""The watched state of a model as a pure function of its parameters."""
+"""The watched state of a model as a pure function of its parameters and inputs."""
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ntkscope.engines.torch.compat import BATCH_NORMS, pytree
+from ntkscope.engines.torch.capture import as_arguments, check_state, checked_inputs
+from ntkscope.engines.torch.compat import pytree
+from ntkscope.engines.torch.errors import first_line
+from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.meter import ForwardMeter
-from ntkscope.engines.torch.modes import differentiable_operations, has_recurrence
+from ntkscope.engines.torch.modes import CHECK_SEED, differentiable_operations, has_recurrence, undisturbed
+from ntkscope.engines.torch.own import OwnModule
 
-__all__ = ["Parameters", "StateFunction"]
+__all__ = ["Parameters", "StateFunction", "Witness"]
 
 Parameters: TypeAlias = dict[str, Tensor]
 
 
-class StateFunction:
-    """A model, its inputs and what to watch, frozen: parameters ↦ state.
+@dataclass(frozen=True)
+class Witness:
+    """One backward pass through the model, which every other way to its gradients must agree with.
 
-    The model is copied with its parameters' values, so that training it later changes
-    nothing here, and nothing here changes it.
+    Attributes:
+        probe: z, of the state's shape.
+        gradients: Jᵀz by parameter; ``None`` where no path leads to it.
+    """
+
+    probe: Tensor
+    gradients: dict[str, Tensor | None]
+
+
+class StateFunction:
+    """A model and what to watch, frozen: (parameters, inputs) ↦ state.
+
+    The user's own module runs, with the parameters' and buffers' values of the moment at which
+    this was made, so that training it later changes nothing here, and nothing here changes it.
+    Gradients flow to whatever parameters and inputs a call is given. A complex parameter is two
+    real ones, its parts along a last axis.
+
+    When it is made, one backward pass through the module as it stands is compared with one that
+    has its parameters exchanged, parameter by parameter: where they differ, a parameter is reached
+    by a path that an exchange does not see, and no kernel can be had.
 
     Args:
         model: Any module.
         inputs: A tensor, a tuple or list (positional arguments) or a mapping (keyword arguments).
         outputs: Picks the state from what the model (or ``layer``) returns.
         layer: Dotted name of a submodule whose output is the state.
+        detach: Whether ``parameters`` and ``inputs`` are cut off from the graph that they came from;
+            else ``parameters`` are the model's own, and its training changes them.
+        proven: The same state of the same module with other values of its parameters, for which the
+            comparison was made.
 
     Attributes:
-        parameters: The trainable parameters by name, detached; a tied one once.
+        parameters: The trainable parameters by name; a tied one once.
+        inputs: The batch.
+        state: Its state, without gradient.
         output_shape: Shape of the state.
         forward_size: What one forward pass computes and writes.
 
     Raises:
         TypeError: If the model is not a module, or its state is not one real floating tensor.
-        ValueError: If the state is empty, not finite, random or coupled to nothing trainable.
+        ValueError: If the state is empty, not finite, random or coupled to nothing trainable, or
+            depends on parameters by a path of its own.
     """
 
     def __init__(
@@ -49,28 +77,43 @@ class StateFunction:
         inputs: Any,
         outputs: Callable[[Any], Tensor] | None = None,
         layer: str | None = None,
+        *,
+        detach: bool = True,
+        proven: StateFunction | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"model must be a torch.nn.Module, found {type(model).__name__}; "
                 "wrap a function in a module whose parameters it uses"
             )
-        self._model = _snapshot(model)
-        self._outputs = outputs
-        self._tap = _LayerTap(self._model, layer) if layer is not None else None
-        self._recurrent = has_recurrence(self._model)
-        self._buffers = dict(self._model.named_buffers())
-        named = dict(self._model.named_parameters())
-        self.parameters: Parameters = {n: p.detach() for n, p in named.items() if p.requires_grad}
-        self._frozen: Parameters = {n: p.detach() for n, p in named.items() if not p.requires_grad}
-        if not self.parameters:
-            raise ValueError(
-                "the model has no trainable parameter, so its NTK is empty; "
-                "set requires_grad=True on the parameters that you want in θ"
-            )
-        self.inputs = _checked_inputs(inputs)
-        self.state = self._first_state()
-        self.output_shape = tuple(self.state.shape)
+        with undisturbed():
+            self._own = OwnModule(model, layer, outputs)
+            self._chosen = layer is not None or outputs is not None
+            self._recurrent = has_recurrence(self._own.model)
+            with self._own.as_it_was():
+                named = dict(self._own.model.named_parameters())
+                buffers = dict(self._own.model.named_buffers())
+            self._trainable = {name: p for name, p in named.items() if p.requires_grad}
+            if any(p.is_inference() for p in named.values()):
+                raise ValueError(
+                    "the model was made in torch.inference_mode(), so it has no gradients; "
+                    "make it (or load it) outside of that context"
+                )
+            self._complex = {name for name, p in self._trainable.items() if p.is_complex()}
+            self._buffers = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+            self._frozen = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
+            self.parameters: Parameters = {
+                name: self._real(name, p.detach().clone() if detach else p)
+                for name, p in self._trainable.items()
+            }
+            if not self.parameters:
+                raise ValueError(
+                    "the model has no trainable parameter, so its NTK is empty; "
+                    "set requires_grad=True on the parameters that you want in θ"
+                )
+            floating = next((p.dtype for p in named.values() if p.is_floating_point()), torch.float32)
+            self.inputs = checked_inputs(inputs, floating, detach)
+            self._prove(proven)
 
     @property
     def device(self) -> torch.device:
@@ -82,19 +125,33 @@ class StateFunction:
         """The state's dtype, in which products run."""
         return self.state.dtype
 
+    @property
+    def module(self) -> nn.Module:
+        """The user's own module."""
+        return self._own.model
+
     def __call__(self, parameters: Mapping[str, Tensor], inputs: Any = None) -> Tensor:
-        """The state at these parameters, and at other inputs if given."""
+        """The state at these parameters and inputs; of ``output_shape`` for the batch.
+
+        Args:
+            parameters: By name, all of the trainable ones.
+            inputs: In the form of the batch; the batch itself if ``None``.
+        """
+        values = {
+            name: torch.view_as_complex(value) if name in self._complex else value
+            for name, value in parameters.items()
+        }
+        return self._run(values, self.inputs if inputs is None else inputs)
+
+    def _run(self, parameters: Mapping[str, Tensor] | None, inputs: Any) -> Tensor:
+        """The state with these parameters in place of the module's own."""
         # Clones, since models write into their inputs (in-place activations) and buffers (batch norm).
-        copies = pytree.tree_map_only(Tensor, torch.clone, self.inputs if inputs is None else inputs)
-        args, kwargs = _as_arguments(copies)
+        args, kwargs = as_arguments(pytree.tree_map_only(Tensor, torch.clone, inputs))
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        tensors = {**self._frozen, **buffers, **parameters}
+        own = {} if parameters is None else {**self._frozen, **parameters}
         with self.operations():
-            if self._tap is None:
-                result = functional_call(self._model, tensors, args, kwargs)
-            else:
-                result = self._tap.watch(lambda: functional_call(self._model, tensors, args, kwargs))
-            return result if self._outputs is None else self._outputs(result)
+            state: Tensor = self._own.call({**own, **buffers}, args, kwargs)
+            return state
 
     def same_constants(self, other: StateFunction) -> bool:
         """Whether the other is the same but for the values of its parameters."""
@@ -107,31 +164,137 @@ class StateFunction:
 
     @contextmanager
     def operations(self) -> Iterator[None]:
-        """The context in which the forward pass and its derivatives run."""
-        with differentiable_operations(recurrent=self._recurrent):
+        """The context in which the forward pass and its derivatives run, one at a time.
+
+        The module is as it was, since backward passes may run parts of it again (checkpoints).
+        """
+        with undisturbed(), differentiable_operations(recurrent=self._recurrent), self._own.as_it_was():
             yield
 
-    def replace_inputs(self, inputs: Any) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """The same function of the parameters at other inputs."""
-        return lambda parameters: self(parameters, inputs)
+    def witness(self) -> Witness:
+        """One backward pass of a random z through the user's own module, over the whole batch."""
+        return self._witness
 
-    @torch.no_grad()
-    def _first_state(self) -> Tensor:
-        """Evaluates twice, and refuses what cannot be measured."""
+    # The proof.
+
+    def _prove(self, proven: StateFunction | None) -> None:
+        """Evaluates with gradients, as training would, and refuses what cannot be measured."""
         devices = {tensor.device for tensor in self.parameters.values() if tensor.is_cuda}
+        known = proven is not None and proven.module is self.module and self._own.is_like(proven._own)
         with torch.random.fork_rng(devices=devices):
-            state = self(self.parameters)
-            _check_state(state, self._tap is not None or self._outputs is not None)
-            with ForwardMeter() as meter:
-                again = self(self.parameters)
-        self.forward_size = meter.size()
-        tolerance = 64 * torch.finfo(state.dtype).eps * float(state.abs().max())
-        if float((state - again).abs().max()) > tolerance:
+            with _without_hooks(self._trainable.values()), ForwardMeter() as meter:
+                state = self._run(None, self.inputs)
+                check_state(state, self._chosen)
+            self.state, self.output_shape = state.detach(), tuple(state.shape)
+            z = torch.randn(
+                state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
+            ).to(state.device, state.dtype)
+            with _without_hooks(self._trainable.values()):
+                gradients = self._gradients(state, self._trainable, z)
+            _check_leaves(state, self._trainable.values(), self.inputs)
+            del state
+            self.forward_size = meter.size()
+            self._witness = Witness(z, {name: self._real(name, g) for name, g in gradients.items()})
+            if not known:
+                self._compare_with_exchanged(z)
+
+    def _gradients(self, state: Tensor, leaves: Mapping[str, Tensor], z: Tensor) -> dict[str, Tensor | None]:
+        """Jᵀz by parameter."""
+        if not state.requires_grad:
+            return dict.fromkeys(leaves)
+        with self.operations():
+            # What the user's module keeps of an earlier pass stays usable.
+            found = torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True, retain_graph=True)
+        dense = [g.to_dense() if g is not None and g.layout != torch.strided else g for g in found]
+        return dict(zip(leaves, dense, strict=True))
+
+    def _compare_with_exchanged(self, z: Tensor) -> None:
+        """The state and its gradients once more, with other tensors in the place of the parameters."""
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
+        try:
+            state = self(leaves)
+            found = state.detach()
+            gradients = self._gradients(state, leaves, z)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"the model does not run with its parameters exchanged ({first_line(error)}): its forward or "
+                "backward pass reaches them by a path of its own, as adjoint solvers do; differentiate "
+                "through the plain operations instead (such as odeint in place of odeint_adjoint)"
+            ) from error
+        tolerance = 64 * torch.finfo(self.dtype).eps * float(self.state.abs().max())
+        if found.shape != self.state.shape or not float((found - self.state).abs().max()) <= tolerance:
             raise ValueError(
                 "two evaluations of the model on the same inputs differ, so it is random "
                 "(dropout?); call model.eval() first, or make its randomness an input"
             )
-        return state.detach()
+        missed = _differing(self._witness.gradients, gradients, self.dtype)
+        if missed:
+            raise ValueError(
+                f"the parameter {missed!r} is reached by a path besides its module's (a list or closure "
+                "that holds it, a value cached before, a backward pass that calls the model again), so its "
+                "gradient cannot be told; use it as an attribute of its module alone, and clear what is "
+                "cached"
+            )
+
+    def _real(self, name: str, value: Any) -> Any:
+        """A complex parameter's value as two real ones."""
+        return (
+            torch.view_as_real(value.resolve_conj()) if value is not None and name in self._complex else value
+        )
+
+
+def _differing(
+    expected: Mapping[str, Tensor | None], found: Mapping[str, Tensor | None], dtype: torch.dtype
+) -> str:
+    """The first parameter whose gradients differ by more than rounding; empty if there is none."""
+    epsilon = torch.finfo(dtype).eps
+    sizes = [float(g.double().norm()) for g in (*expected.values(), *found.values()) if g is not None]
+    floor = 1e3 * epsilon * max(sizes, default=0.0)
+    for name, own in expected.items():
+        other = found[name]
+        if own is None and other is None:
+            continue
+        one, two = (torch.zeros(()) if g is None else g.double() for g in (own, other))
+        difference = float((one.cpu() - two.cpu()).norm())
+        if not difference <= epsilon**0.5 * float(one.norm()) + floor:
+            return name
+    return ""
+
+
+def _check_leaves(state: Tensor, parameters: Iterable[Tensor], inputs: Any) -> None:
+    """Refuses a state that depends on parameters which are none of the model's."""
+    known = {id(p) for p in parameters} | {id(x) for x in pytree.tree_leaves(inputs)}
+    seen: set[Any] = set()
+    stack = [state.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        # Other leaves are made inside of forward.
+        if isinstance(variable, nn.Parameter) and id(variable) not in known:
+            raise ValueError(
+                f"the state depends on a trainable parameter of shape {tuple(variable.shape)} that is "
+                "none of the model's; register it (nn.ParameterList, nn.ModuleList) or detach it "
+                "(requires_grad_(False))"
+            )
+        stack.extend(function for function, _ in node.next_functions)
+
+
+@contextmanager
+def _without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """The user's hooks on gradients are for training: they neither run nor change what is measured."""
+    hooks = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
+    for parameter, _ in hooks:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, own in hooks:
+            parameter._backward_hooks = own
 
 
 def _outlines(tensors: Mapping[str, Tensor]) -> list[Any]:
@@ -142,113 +305,3 @@ def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return _outlines(first) == _outlines(second) and all(
         torch.equal(value, second[name]) for name, value in first.items()
     )
-
-
-class _LayerTap:
-    """Watches the output of one submodule, and stops the forward pass there."""
-
-    def __init__(self, model: nn.Module, name: str) -> None:
-        modules = dict(model.named_modules())
-        if name not in modules or name == "":
-            known = ", ".join(itertools.islice((m for m in modules if m), 20))
-            raise ValueError(f"the model has no submodule {name!r}; its submodules are: {known}")
-        self._name = name
-        self._caught: list[Any] = []
-        modules[name].register_forward_hook(lambda module, args, output: self._caught.append(output))
-
-    def watch(self, call: Callable[[], Any]) -> Any:
-        """What the submodule returned during the call."""
-        self._caught.clear()
-        call()
-        caught, self._caught[:] = list(self._caught), []
-        if len(caught) != 1:
-            raise ValueError(
-                f"the submodule {self._name!r} was called {len(caught)} times in one forward pass, "
-                "expected once; return the state from the model and pick it with outputs="
-            )
-        return caught[0]
-
-
-def _snapshot(model: nn.Module) -> nn.Module:
-    """A copy of the model with its own parameter values, without gradients."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            fresh = parameter.detach().clone()
-            memo[id(parameter)] = nn.Parameter(fresh, requires_grad=parameter.requires_grad)
-        # Tensors that a hook recomputes (the old weight_norm) refuse to be copied by deepcopy.
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        twin = copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise TypeError(
-            f"the model cannot be copied for a snapshot of its parameters ({error}); "
-            "remove what refuses copy.deepcopy from the module"
-        ) from error
-    for module in twin.modules():
-        # A sparse gradient is the same one, in a form that few operations take.
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            module.sparse = False
-        # In training mode batch norm uses the batch alone; its running averages are only written to.
-        if isinstance(module, BATCH_NORMS) and module.training:
-            module.register_buffer("running_mean", None)
-            module.register_buffer("running_var", None)
-            module.register_buffer("num_batches_tracked", None)
-            module.track_running_stats = False
-    return twin
-
-
-def _as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), {}
-    return (inputs,), {}
-
-
-def _checked_inputs(inputs: Any) -> Any:
-    """The inputs, detached and copied."""
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    if not tensors:
-        raise TypeError(
-            f"inputs hold no tensor, found {type(inputs).__name__}; pass a tensor, a tuple of tensors "
-            "(positional arguments) or a dict of tensors (keyword arguments)"
-        )
-    if any(tensor.numel() == 0 for tensor in tensors):
-        raise ValueError(
-            f"an input is empty, shapes {[tuple(t.shape) for t in tensors]}; "
-            "pass a batch with at least one sample"
-        )
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
-
-
-def _check_state(state: Any, chosen: bool) -> None:
-    source = "outputs= or layer= picked" if chosen else "the model returned"
-    if not isinstance(state, Tensor):
-        raise TypeError(
-            f"{source} {_describe(state)}, expected one tensor; "
-            "choose the state, such as outputs=lambda y: y[0]"
-        )
-    if not state.is_floating_point():
-        raise TypeError(
-            f"the state has dtype {state.dtype}, expected a real floating one; "
-            "watch the logits or hidden units instead of indices, masks or spectra"
-        )
-    if state.numel() == 0:
-        raise ValueError(f"the state is empty, shape {tuple(state.shape)}; pass at least one sample")
-    if not bool(state.isfinite().all()):
-        bad = int((~state.isfinite()).sum())
-        raise ValueError(
-            f"the state has {bad} of {state.numel()} entries that are NaN or infinite; "
-            "check the inputs and the parameters (a diverged training run?)"
-        )
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with keys {list(value)}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of ({', '.join(type(item).__name__ for item in value)})"
-    return f"a {type(value).__name__}"

@@ -7,151 +7,64 @@ and inner products need only those of δ and a, and G_ib is formed only where th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Direct",
-    "Factor",
-    "Features",
-    "Lookup",
-    "Outer",
-    "add_rows",
-    "concat_positions",
-    "square_sum",
-    "stack_features",
-    "widened",
-]
+from ntkscope.engines.torch.gradients.sides import Features, SampleSide, side_by_side, square_sum, widened
+
+__all__ = ["Direct", "Factor", "Outer", "add_rows", "add_uses", "concat_positions", "stack_features"]
 
 
-class SampleSide(Protocol):
-    """The side of an outer product that does not depend on the probe: (B, groups, T, features)."""
+class Factor(Protocol):
+    """The gradients G_ib of one parameter with P entries, for k probes i and B samples b."""
 
     @property
-    def positions(self) -> int:
-        """Number of positions T."""
+    def probes(self) -> int:
+        """Number of probes k."""
         ...
 
     @property
-    def width(self) -> int:
-        """Number of features."""
+    def dtype(self) -> torch.dtype:
+        """Of the gradients."""
         ...
-
-    def gram(self, other: SampleSide) -> Tensor:
-        """Inner products between the positions of all pairs of samples: (B, B′, groups, T, T′)."""
-        ...
-
-    def own_gram(self) -> Tensor:
-        """Inner products between the positions of each sample: (B, groups, T, T)."""
-        ...
-
-    def contract(self, probe_side: Tensor) -> Tensor:
-        """Σ_t δ_t ⊗ a_t: (k, B, groups, T, O) → (k, B, groups, O, features)."""
-        ...
-
-    def joined(self) -> SampleSide:
-        """All samples as one, their positions side by side: B = 1, B · T positions."""
-        ...
-
-
-@dataclass(frozen=True)
-class Features:
-    """Dense features a, shape (B, groups, T, I)."""
-
-    values: Tensor
 
     @property
-    def positions(self) -> int:
-        """Number of positions T."""
-        return self.values.shape[2]
+    def device(self) -> torch.device:
+        """Where the gradients lie."""
+        ...
 
     @property
-    def width(self) -> int:
-        """Number of features."""
-        return self.values.shape[3]
+    def nbytes(self) -> int:
+        """Memory that the factor takes."""
+        ...
 
-    def gram(self, other: SampleSide) -> Tensor:
-        """As :meth:`SampleSide.gram`."""
-        values = widened(self.values)
-        return torch.einsum("bgti,cgui->bcgtu", values, widened(_dense(other, self.width, values.dtype)))
+    def squared_norms(self) -> Tensor:
+        """‖G_ib‖², shape (k, B)."""
+        ...
 
-    def own_gram(self) -> Tensor:
-        """As :meth:`SampleSide.own_gram`."""
-        values = widened(self.values)
-        return values @ values.mT
+    def rows(self) -> Tensor:
+        """The gradients themselves, shape (k, B, P)."""
+        ...
 
-    def contract(self, probe_side: Tensor) -> Tensor:
-        """As :meth:`SampleSide.contract`."""
-        k, batch, groups, positions, outputs = probe_side.shape
-        if self.width < outputs:
-            # The features are the smaller side: they are repeated for the probes, not δ rearranged.
-            features = self.values.mT.expand(k, batch, groups, self.width, positions).flatten(0, 2)
-            product = features @ probe_side.flatten(0, 2)
-            return product.unflatten(0, (k, batch, groups)).mT
-        # The probes join the rows of one product a sample: (B, g, k·O, T) @ (B, g, T, I).
-        rows = probe_side.permute(1, 2, 0, 4, 3).reshape(batch, groups, k * outputs, positions)
-        product = rows @ self.values
-        return product.reshape(batch, groups, k, outputs, self.width).permute(2, 0, 1, 3, 4)
+    def summed(self) -> Tensor:
+        """The gradients summed over samples, shape (k, P)."""
+        ...
 
-    def joined(self) -> Features:
-        """As :meth:`SampleSide.joined`."""
-        return Features(self.values.transpose(0, 1).flatten(1, 2).unsqueeze(0))
+    def row_size(self) -> int:
+        """P: entries of the parameter."""
+        ...
 
+    def add_tile(self, other: Factor, total: Tensor) -> None:
+        """Adds ⟨G_ib, G′_jc⟩ to ``total``, shape (k, B, k′, B′); ``other`` is of the same parameter."""
+        ...
 
-@dataclass(frozen=True)
-class Lookup:
-    """One-hot features given by their indices, shape (B, T), among ``size``: an embedding's input."""
-
-    index: Tensor
-    size: int
-
-    @property
-    def positions(self) -> int:
-        """Number of positions T."""
-        return self.index.shape[1]
-
-    @property
-    def width(self) -> int:
-        """Number of features."""
-        return self.size
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The one-hot vectors themselves, shape (B, 1, T, size)."""
-        return torch.nn.functional.one_hot(self.index, self.size).to(dtype).unsqueeze(1)
-
-    def gram(self, other: SampleSide) -> Tensor:
-        """As :meth:`SampleSide.gram`."""
-        if isinstance(other, Lookup):
-            equal = self.index[:, None, :, None] == other.index[None, :, None, :]
-            return equal.unsqueeze(2)
-        values = _dense(other, self.width, torch.float64)
-        return Features(self.dense(values.dtype)).gram(Features(values))
-
-    def own_gram(self) -> Tensor:
-        """As :meth:`SampleSide.own_gram`."""
-        return (self.index[:, :, None] == self.index[:, None, :]).unsqueeze(1)
-
-    def contract(self, probe_side: Tensor) -> Tensor:
-        """As :meth:`SampleSide.contract`."""
-        k, batch, groups, _, outputs = probe_side.shape
-        out = probe_side.new_zeros(k, batch, groups, self.size, outputs)
-        index = self.index[None, :, None, :, None].expand_as(probe_side)
-        return out.scatter_add_(3, index, probe_side).transpose(3, 4)
-
-    def joined(self) -> Lookup:
-        """As :meth:`SampleSide.joined`."""
-        return Lookup(self.index.reshape(1, -1), self.size)
-
-
-def _dense(side: SampleSide, width: int, dtype: torch.dtype) -> Tensor:
-    if isinstance(side, Lookup):
-        return side.dense(dtype)
-    assert isinstance(side, Features)
-    assert side.width == width
-    return side.values
+    def settled(self, rows: int) -> Factor:
+        """The cheapest form for inner products with so many rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -178,6 +91,21 @@ class Outer:
         """Groups, outputs, features and order: factors that share it may be summed by positions."""
         _, _, groups, _, outputs = self.probe_side.shape
         return groups, outputs, self.sample_side.width, self.transposed
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of δ."""
+        return self.probe_side.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where δ lies."""
+        return self.probe_side.device
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that both sides take."""
+        return self.probe_side.nbytes + self.sample_side.nbytes
 
     def squared_norms(self) -> Tensor:
         """‖G_ib‖², shape (k, B)."""
@@ -208,8 +136,11 @@ class Outer:
         """P: entries of the parameter."""
         return self.probe_side.shape[2] * self.probe_side.shape[4] * self.sample_side.width
 
-    def add_tile(self, other: Outer, total: Tensor) -> None:
-        """Adds ⟨G_ib, G′_jc⟩ to ``total``, shape (k, B, k′, B′)."""
+    def add_tile(self, other: Factor, total: Tensor) -> None:
+        """As :meth:`Factor.add_tile`."""
+        if not isinstance(other, Outer):
+            Direct(self.rows()).add_tile(other, total)
+            return
         (k, batch, groups, positions, outputs), others = self.probe_side.shape, widened(other.probe_side)
         left = widened(self.probe_side).permute(2, 0, 1, 3, 4).reshape(groups, -1, outputs)
         right = others.permute(2, 0, 1, 3, 4).reshape(groups, -1, outputs)
@@ -238,14 +169,39 @@ class Direct:
 
     Attributes:
         values: Shape (k, B, P).
+
+    Raises:
+        ValueError: If they have another number of axes.
     """
 
     values: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.dim() != 3:
+            raise ValueError(
+                f"gradients have shape (probes, samples, entries), found {tuple(self.values.shape)}; "
+                "flatten the parameter's own axes, as with .flatten(2)"
+            )
 
     @property
     def probes(self) -> int:
         """Number of probes k."""
         return self.values.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the gradients."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the gradients lie."""
+        return self.values.device
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the gradients take."""
+        return self.values.nbytes
 
     def squared_norms(self) -> Tensor:
         """‖G_ib‖², shape (k, B)."""
@@ -263,10 +219,10 @@ class Direct:
         """P: entries of the parameter."""
         return self.values.shape[2]
 
-    def add_tile(self, other: Direct, total: Tensor) -> None:
-        """Adds ⟨G_ib, G′_jc⟩ to ``total``, shape (k, B, k′, B′)."""
+    def add_tile(self, other: Factor, total: Tensor) -> None:
+        """As :meth:`Factor.add_tile`."""
         size = self.values.shape[2]
-        left, right = widened(self.values).reshape(-1, size), widened(other.values).reshape(-1, size)
+        left, right = widened(self.values).reshape(-1, size), widened(other.rows()).reshape(-1, size)
         total += (left @ right.mT).reshape(total.shape)
 
     def settled(self, rows: int) -> Direct:
@@ -274,44 +230,29 @@ class Direct:
         return self
 
 
-Factor: TypeAlias = Outer | Direct
+def add_uses(factors: Sequence[Factor]) -> Factor:
+    """The sum of several uses of one parameter: as an outer product where all are, else as rows."""
+    outers = [factor for factor in factors if isinstance(factor, Outer)]
+    if len(outers) == len(factors) and len({factor.layout for factor in outers}) == 1:
+        return concat_positions(outers)
+    return add_rows(factors)
 
 
-def concat_positions(factors: list[Outer]) -> Outer:
-    """The sum of several uses of one parameter: their positions side by side."""
+def concat_positions(factors: Sequence[Outer]) -> Outer:
+    """The sum of several uses of one parameter, as outer products: their positions side by side."""
     if len(factors) == 1:
         return factors[0]
-    first = factors[0]
     probe_side = torch.cat([factor.probe_side for factor in factors], dim=3)
-    sides = [factor.sample_side for factor in factors]
-    if all(isinstance(side, Lookup) for side in sides):
-        index = torch.cat([side.index for side in sides if isinstance(side, Lookup)], dim=1)
-        return Outer(probe_side, Lookup(index, first.sample_side.width), first.transposed)
-    width, dtype = first.sample_side.width, probe_side.dtype
-    dense = torch.cat([_dense(side, width, dtype) for side in sides], dim=2)
-    return Outer(probe_side, Features(dense), first.transposed)
+    sample_side = side_by_side([factor.sample_side for factor in factors], probe_side.dtype)
+    return Outer(probe_side, sample_side, factors[0].transposed)
 
 
-def stack_features(factors: list[Outer]) -> Outer:
-    """Several parameters with the same δ (a weight and its bias) as one: their features side by side."""
-    dense = torch.cat(
-        [_dense(f.sample_side, f.sample_side.width, f.probe_side.dtype) for f in factors], dim=3
-    )
-    return Outer(factors[0].probe_side, Features(dense))
-
-
-def add_rows(factors: list[Factor]) -> Direct:
+def add_rows(factors: Sequence[Factor]) -> Direct:
     """The sum of several uses of one parameter of any form."""
     return Direct(torch.stack([factor.rows() for factor in factors]).sum(0))
 
 
-def square_sum(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """Σx² over ``dims``, or over all of them."""
-    # Pairwise summation keeps float32 right to about 1e-7.
-    x = widened(x)
-    return (x * x).sum(dims)
-
-
-def widened(x: Tensor) -> Tensor:
-    """Half precision as float32: sums of products soon leave its range and precision."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def stack_features(factors: Sequence[Outer]) -> Outer:
+    """Several parameters with the same δ (a weight and its bias) as one: their features side by side."""
+    dense = torch.cat([factor.sample_side.dense(factor.dtype) for factor in factors], dim=3)
+    return Outer(factors[0].probe_side, Features(dense))

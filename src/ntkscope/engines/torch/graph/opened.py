@@ -16,13 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ntkscope.engines.torch.compat import OpOverload, arguments_of
+from ntkscope.engines.torch.errors import StructureError, first_line
+from ntkscope.engines.torch.graph.operators import (
+    arguments_of,
+    name_of,
+    on_meta,
+    rearranges,
+    splits,
+)
+from ntkscope.engines.torch.graph.pieces import Piece, pieces_of
 from ntkscope.engines.torch.graph.recorder import record
-from ntkscope.engines.torch.reverse.written.transposes import SPLITS, name_of
-from ntkscope.engines.torch.rules.base import Rule, find_rule
-from ntkscope.engines.torch.samples.axes import StructureError
+from ntkscope.engines.torch.rules import Rule, find_rule
 
-__all__ = ["Graph", "Piece", "Use", "trace"]
+__all__ = ["Graph", "Use", "trace"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +48,6 @@ class Use:
     captured: dict[str, int]
     tap_shape: tuple[int, ...]
     parameters: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of the state that one operation computes (a time step of a recurrence, say).
-
-    Attributes:
-        index: Position in the sample's flattened state of each entry that appears in it.
-        entries: Which entries of the piece those are.
-    """
-
-    index: Tensor
-    entries: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,21 +82,6 @@ class Graph:
         return fx.GraphModule(self.constants, self.graph)
 
 
-# Operations that only move numbers: behind them lie the pieces of the state.
-_MOVES = {
-    "cat", "stack", "view", "reshape", "_unsafe_view", "transpose", "permute", "squeeze", "unsqueeze",
-    "flatten", "unflatten", "select", "slice", "unbind", "contiguous", "clone", "t", "split",
-    "split_with_sizes", "chunk", "flip", "movedim", "swapaxes", "narrow", "alias", "hstack", "vstack",
-    "mT", "numpy_T", "concat",
-}  # fmt: skip
-
-# Of these, the ones that show all of a tensor exactly once: a parameter may pass through them.
-_REARRANGES = {
-    "view", "reshape", "_unsafe_view", "transpose", "permute", "squeeze", "unsqueeze", "flatten",
-    "unflatten", "contiguous", "t", "mT", "numpy_T", "movedim", "swapaxes", "alias",
-}  # fmt: skip
-
-
 def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample: Sequence[Tensor]) -> Graph:
     """Traces ``function(parameters, sample)`` and opens it at the uses of its parameters.
 
@@ -127,8 +105,8 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
         raise
     except Exception as error:
         # Recording runs the user's code under torch's inner modes; whatever it raises means: no graph.
-        line = (str(error).splitlines() or [""])[0]
-        raise StructureError(f"the model cannot be traced ({type(error).__name__}: {line})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise StructureError(f"the model cannot be traced ({reason})") from error
     return _Opening(graph, constants, names).graph()
 
 
@@ -157,7 +135,7 @@ class _Opening:
             blocks |= own
             owners |= dict.fromkeys(own, name)
         uses, captured = self._tap(blocks)
-        pieces, piece_nodes = self._pieces()
+        pieces, piece_nodes = pieces_of(self._graph)
         output = next(node for node in self._graph.nodes if node.op == "output")
         state = output.args[0]
         output.args = ((state, tuple(piece_nodes), tuple(captured)),)
@@ -184,9 +162,9 @@ class _Opening:
         if len(users) != 1:
             return {name: node}
         user = users[0]
-        if name_of(user) in _REARRANGES:
+        if rearranges(user):
             return self._blocks(name, user)
-        if name_of(user) in SPLITS:
+        if splits(user):
             for part in list(user.users):
                 _merge_equal_users(self._graph, part)
             parts = {f"{name}[{part.args[1]}]": part for part in user.users}
@@ -199,11 +177,11 @@ class _Opening:
             rule = find_rule(user.target) if user.op == "call_function" else None
             if rule is None:
                 return f"used by {name_of(user) or user.target}, which has no rule"
-            arguments = _bind(user)
+            arguments = arguments_of(user)
             roles = [name for name, value in arguments.items() if value is block]
             if not set(roles) <= set(rule.parameters) or len(roles) != 1:
                 return f"used as {', '.join(roles) or 'part of a list'} of {name_of(user)}"
-            if not rule.applies({name: _shape_of(value) for name, value in arguments.items()}):
+            if not rule.applies({name: on_meta(value) for name, value in arguments.items()}):
                 return f"used by {name_of(user)} in a way that its rule does not cover"
         return ""
 
@@ -216,13 +194,13 @@ class _Opening:
         for node in operations:
             rule = find_rule(node.target)
             assert rule is not None
-            arguments = _bind(node)
+            arguments = arguments_of(node)
             parameters = {
                 arg: by_node[v] for arg, v in arguments.items() if isinstance(v, fx.Node) and v in by_node
             }
             wanted = {arg: arguments[arg] for arg in rule.captures if isinstance(arguments[arg], fx.Node)}
             places = {arg: captured.setdefault(value, len(captured)) for arg, value in wanted.items()}
-            constants = {arg: _shape_of(value) for arg, value in arguments.items() if arg not in places}
+            constants = {arg: on_meta(value) for arg, value in arguments.items() if arg not in places}
             shape = tuple(node.meta["val"].shape)
             uses.append(Use(rule, constants, places, shape, parameters))
             self._add_tap(node, len(uses) - 1)
@@ -239,64 +217,12 @@ class _Opening:
         node.replace_all_uses_with(tapped, delete_user_cb=lambda user: user is not tapped)
         return tap
 
-    def _pieces(self) -> tuple[list[Piece], list[fx.Node]]:
-        """What the state is put together from, and where each entry goes."""
-        output = next(node for node in self._graph.nodes if node.op == "output")
-        state = output.args[0]
-        sources, moves = _sources(state)
-        values: dict[fx.Node, Any] = {}
-        start = 0
-        for source in sources:
-            shape = tuple(source.meta["val"].shape)
-            size = torch.Size(shape).numel()
-            values[source] = torch.arange(start, start + size).reshape(shape)
-            start += size
-        for node in self._graph.nodes:
-            if node in moves:
-                values[node] = node.target(*fx.map_arg(node.args, values.__getitem__), **node.kwargs)
-        placed = values[state].reshape(-1)
-        pieces: dict[fx.Node, Piece] = {}
-        start = 0
-        for source in sources:
-            stop = start + values[source].numel()
-            index = torch.nonzero((placed >= start) & (placed < stop)).reshape(-1)
-            # Of a recurrence whose last step alone is watched, the other steps are no part.
-            if len(index):
-                pieces[source] = Piece(index, placed[index] - start)
-            start = stop
-        return list(pieces.values()), list(pieces)
-
-
-def _sources(state: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
-    """The operations behind the moves that make up the state, and those moves."""
-    sources: dict[fx.Node, None] = {}
-    moves: set[fx.Node] = set()
-    stack = [state]
-    while stack:
-        node = stack.pop()
-        if node in moves or node in sources:
-            continue
-        if name_of(node) in _MOVES | {"getitem"} and _is_move(node):
-            moves.add(node)
-            stack.extend(reversed(node.all_input_nodes))
-        else:
-            sources[node] = None
-    return list(sources), moves
-
-
-def _is_move(node: fx.Node) -> bool:
-    """A getitem is a move if it picks from a split."""
-    if name_of(node) != "getitem":
-        return True
-    origin = node.args[0]
-    return isinstance(origin, fx.Node) and name_of(origin) in SPLITS & _MOVES
-
 
 def _merge_equal_users(graph: fx.Graph, node: fx.Node) -> None:
     """One view where the same view of a parameter is taken several times."""
     seen: dict[Any, fx.Node] = {}
     for user in list(node.users):
-        if name_of(user) not in _REARRANGES | SPLITS | {"getitem"}:
+        if not (rearranges(user) or splits(user) or name_of(user) == "getitem"):
             continue
         key = (user.target, str(user.args), str(user.kwargs))
         first = seen.setdefault(key, user)
@@ -305,31 +231,8 @@ def _merge_equal_users(graph: fx.Graph, node: fx.Node) -> None:
             graph.erase_node(user)
 
 
-def _bind(node: fx.Node) -> dict[str, Any]:
-    """The operation's arguments by the names of its schema, defaults filled in."""
-    target = node.target
-    assert isinstance(target, OpOverload)
-    bound = {}
-    for index, argument in enumerate(arguments_of(target)):
-        if index < len(node.args):
-            bound[argument.name] = node.args[index]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
-
-
 def _outline(value: Any) -> dict[str, Any]:
     """What is kept of a value; the value itself would keep its memory."""
     if isinstance(value, Tensor):
         return {"shape": tuple(value.shape), "dtype": value.dtype}
     return {"shape": None, "dtype": None}
-
-
-def _shape_of(value: Any) -> Any:
-    """A node as an empty tensor of its shape; anything else as it is."""
-    if not isinstance(value, fx.Node):
-        return value
-    fake = value.meta.get("val")
-    return torch.empty(fake.shape, dtype=fake.dtype, device="meta") if isinstance(fake, Tensor) else None

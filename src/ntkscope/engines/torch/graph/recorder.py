@@ -24,7 +24,7 @@ from ntkscope.engines.torch.compat import (
     storage_id,
     writes_in_place,
 )
-from ntkscope.engines.torch.samples.axes import StructureError
+from ntkscope.engines.torch.errors import StructureError
 
 __all__ = ["record"]
 

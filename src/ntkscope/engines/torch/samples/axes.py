@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.compat import pytree
+from ntkscope.engines.torch.errors import StructureError, first_line
 from ntkscope.engines.torch.state import StateFunction
 
-__all__ = ["BatchDim", "SampleAxes", "StructureError"]
+__all__ = ["BatchDim", "SampleAxes"]
 
 #: An axis for every input, or a tuple or dict of axes (``None``: shared by all samples).
 BatchDim: TypeAlias = "int | tuple[int | None, ...] | Mapping[str, int | None]"
-
-
-class StructureError(ValueError):
-    """The model has no per-sample structure that can be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class SampleAxes:
                 state = one.of_one_sample(function, function.parameters, [leaf[0] for leaf in sample])
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise StructureError(
-                f"the model does not run on a single sample ({_first_line(error)})"
+                f"the model does not run on a single sample ({first_line(error)})"
             ) from error
         return cls(axes, batch, *_state_axis(function.output_shape, tuple(state.shape), batch))
 
@@ -173,7 +170,3 @@ def _state_axis(full: tuple[int, ...], single: tuple[int, ...], batch: int) -> t
             f"and {single} for one"
         )
     return differing[0], single
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

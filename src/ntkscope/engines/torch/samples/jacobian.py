@@ -9,16 +9,25 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch.gradients.factors import square_sum
-from ntkscope.engines.torch.graph.opened import Graph, Piece, trace
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET
-from ntkscope.engines.torch.meter import is_out_of_memory
-from ntkscope.engines.torch.modes import CHECK_SEED
-from ntkscope.engines.torch.reverse.base import AutogradReverse, ProgramReverse, Reverse
-from ntkscope.engines.torch.reverse.written.program import Program
-from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes, StructureError
-from ntkscope.engines.torch.samples.linearization import Group, Linearization, groups_of, runs_of
+from ntkscope.engines.torch.errors import StructureError, first_line
+from ntkscope.engines.torch.graph.groups import (
+    gradient_flops,
+    groups_of,
+    largest_features,
+    largest_work,
+    runs_of,
+    tap_elements,
+    tapped_parameters,
+)
+from ntkscope.engines.torch.graph.opened import Graph, trace
+from ntkscope.engines.torch.graph.pieces import Piece
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Portions, is_out_of_memory
+from ntkscope.engines.torch.reverse.pick import pick_reverse
+from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes
+from ntkscope.engines.torch.samples.check import check_structure
+from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.state import StateFunction
+from ntkscope.operators.ledger import Ledger
 
 __all__ = ["SampleJacobian"]
 
@@ -30,6 +39,7 @@ class SampleJacobian:
         function: The state as a function of the parameters.
         batch_dim: Which axis of the inputs holds the samples.
         budget: Bytes that one step may take.
+        ledger: Where products are entered.
 
     Raises:
         StructureError: If the samples are coupled, or the model cannot be traced.
@@ -38,23 +48,28 @@ class SampleJacobian:
         batch: B, the number of samples.
         outputs: s, the size of one sample's state.
         graph: The traced state of one sample.
-        vjps: Reverse products of the batch run so far; parts of it count in parts.
-        jvps: Forward products of the batch run so far.
+        ledger: Where products are entered; those of a part of the batch count in part.
     """
 
-    def __init__(self, function: StateFunction, batch_dim: BatchDim, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(
+        self,
+        function: StateFunction,
+        batch_dim: BatchDim,
+        budget: int = DEFAULT_BUDGET,
+        *,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.function = function
         self.axes = SampleAxes.find(function, batch_dim)
         self.batch = self.axes.batch
         self.outputs = math.prod(self.axes.state_shape)
-        self._budget = budget
         self.graph = self._trace()
         self.groups = groups_of(self.graph)
-        self._program = Program.of(self.graph, runs_of(self.groups))
+        self._portions = self._find_portions(budget)
+        self._reverse = pick_reverse(self.graph, runs_of(self.groups))
         self._whole: Linearization | None = None
         self._check()
-        self.vjps = 0.0
-        self.jvps = 0.0
+        self.ledger = Ledger() if ledger is None else ledger
 
     def _trace(self) -> Graph:
         function = self.function
@@ -80,14 +95,12 @@ class SampleJacobian:
 
     def linearize(self, samples: range) -> Linearization:
         """The graph of some samples, run forward once."""
-        reverse: Reverse
-        if self._program is None:
-            reverse = AutogradReverse(self, samples)
-        else:
-            reverse = ProgramReverse(self, self._program, samples)
+        function = self.function
+        leaves = self.axes.split(function.inputs, samples)
+        reverse = self._reverse.begin(function.parameters, leaves, function.dtype, function.device)
         return Linearization(self.graph, self.groups, reverse)
 
-    def at(self, function: StateFunction) -> SampleJacobian:
+    def at(self, function: StateFunction, ledger: Ledger) -> SampleJacobian:
         """The same graph at other parameters of the same model, checked as if it were new.
 
         Raises:
@@ -97,53 +110,29 @@ class SampleJacobian:
             raise StructureError("the model's frozen parameters or buffers are others")
         twin = copy.copy(self)
         twin.function, twin._whole = function, None
-        twin.vjps = twin.jvps = 0.0
+        twin._portions = twin._find_portions(self._portions.budget)
+        twin.ledger = ledger
         twin._check()
         return twin
 
-    # Sizes: how many samples and probes are worked on at once.
+    def _find_portions(self, budget: int) -> Portions:
+        """How much is worked on at once, from the sizes of the forward pass and of the gradients."""
+        size, item = self.function.forward_size, self.function.state.element_size()
+        features, work = largest_features(self.graph, self.groups), largest_work(self.graph, self.groups)
+        return Portions(
+            batch=self.batch,
+            sample=item * (3 * size.elements / self.batch + features),
+            # Output gradients, general gradients, one group's work.
+            pair=item * (3 * tap_elements(self.graph) + self.general_size + work),
+            piece=max((len(piece.entries) for piece in self.graph.pieces), default=1),
+            operations=size.operations,
+            budget=budget,
+        )
 
-    def _portions(self, probes: int) -> tuple[int, int]:
-        """(samples, probes) of one step: as large as is quick, and never over the budget."""
-        item = self.function.state.element_size()
-        sample = item * (3 * self.function.forward_size.elements / self.batch + self._largest_features())
-        pair = item * self._pair_elements()
-        soft = min(self._budget, _quick_bytes(self.function.forward_size.operations))
-        if self.batch * (sample + min(probes, _FEW_PROBES) * pair) <= soft:
-            # The whole batch runs forward once and is kept; its parts would, each time.
-            samples = self.batch
-        else:
-            samples = int(soft // (sample + min(probes, 64) * pair))
-        if samples < 1:
-            samples = int(self._budget // (sample + pair) > 0)
-        samples = max(1, min(self.batch, samples))
-        room = max(1, int((soft - samples * sample) // (samples * pair)))
-        most = max(1, int((self._budget - samples * sample) // (samples * pair)))
-        piece = max((len(piece.entries) for piece in self.graph.pieces), default=1)
-        # A piece of the state that nearly fits is better not cut.
-        return samples, min(piece, most) if room < piece <= 2 * room else room
-
-    def _pair_elements(self) -> int:
-        """Numbers held for one sample and probe: output gradients, general gradients, one group's work."""
-        taps = sum(math.prod(use.tap_shape) for use in self.graph.uses)
-        largest = max((self._group_elements(group) for group in self.groups), default=0)
-        return 3 * taps + self.general_size + largest
-
-    def _group_elements(self, group: Group) -> int:
-        outputs, size, positions = self._group_shape(group)
-        return int(min(size, positions**2) + positions * outputs)
-
-    def _group_shape(self, group: Group) -> tuple[int, int, float]:
-        """(outputs, parameters, positions) of a group."""
-        shapes = [self._block_shape(number, roles[0]) for number, roles in group.uses]
-        outputs, size = max(shape[0] for shape in shapes), max(math.prod(shape) for shape in shapes)
-        taps = sum(math.prod(self.graph.uses[number].tap_shape) for number, _ in group.uses)
-        return outputs, size, taps / outputs
-
-    def _largest_features(self) -> int:
-        """Numbers in the features of one sample that a group needs: inputs, or patches of them."""
-        shapes = [self._group_shape(group) for group in self.groups]
-        return int(max((2 * positions * size / outputs for outputs, size, positions in shapes), default=0))
+    @property
+    def budget(self) -> int:
+        """Bytes that one step may take."""
+        return self._portions.budget
 
     @property
     def general_size(self) -> int:
@@ -152,22 +141,11 @@ class SampleJacobian:
 
     def gradient_flops(self) -> float:
         """Multiply-adds of the gradients' norms, for one sample and probe."""
-        shapes = [self._group_shape(group) for group in self.groups]
-        return sum(min(positions * size, positions**2 * outputs) for outputs, size, positions in shapes)
+        return gradient_flops(self.graph, self.groups)
 
     def used_parameters(self) -> int:
         """Parameters in all operations together: one that is used twice counts twice."""
-        blocks = sum(
-            math.prod(self._block_shape(number, role))
-            for number, use in enumerate(self.graph.uses)
-            for role in use.parameters
-        )
-        return blocks + self.general_size
-
-    def _block_shape(self, use: int, role: str) -> tuple[int, ...]:
-        """Shape of the parameter in this role, as the operation sees it."""
-        value = self.graph.uses[use].constants[role]
-        return tuple(value.shape) or (1,)
+        return tapped_parameters(self.graph) + self.general_size
 
     def describe(self) -> str:
         """What is known of the model, in words."""
@@ -177,8 +155,8 @@ class SampleJacobian:
         ]
         if len(self.graph.pieces) > 1:
             lines[0] += f", the state comes in {len(self.graph.pieces):,} pieces"
-        if self._program is not None:
-            lines[0] += ", the reverse pass is written out"
+        if self._reverse.words:
+            lines[0] += f", {self._reverse.words}"
         for name, reason in self.graph.why_general.items():
             lines.append(f"  {name} takes the general way: {reason}")
         return "\n".join(lines)
@@ -191,21 +169,21 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self._within_memory(lambda: self._squared_norms(z))
+        return self._portions.run(lambda: self._squared_norms(z), self.outputs, self._release)
 
     def _squared_norms(self, z: Tensor) -> Tensor:
         blocks = self.axes.to_samples(z)
         out = torch.zeros(z.shape[0], self.batch, dtype=torch.float64, device=z.device)
-        samples, probes = self._portions(z.shape[0])
+        samples, probes = self._portions.of(z.shape[0])
         for part, linear in self.linearizations(samples):
             for start in range(0, z.shape[0], probes):
                 rows = slice(start, min(start + probes, z.shape[0]))
-                for factor in linear.pull(blocks[rows, part.start : part.stop]):
-                    out[rows, part.start : part.stop] += factor.squared_norms()
-        self.vjps += z.shape[0]
+                for gradient in linear.pull(blocks[rows, part.start : part.stop]):
+                    out[rows, part.start : part.stop] += gradient.factor.squared_norms()
+        self.ledger.add(vjps=z.shape[0])
         return out
 
-    def frobenius_squared(self, report: Callable[[int, int], None] | None = None) -> Tensor:
+    def frobenius_squared(self, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """‖J_b‖²_F for every sample, exactly, in float64: shape (B,), by s one-hot probes.
 
         Outputs that a recurrence computes early are pulled back through the steps before them alone.
@@ -213,127 +191,39 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self._within_memory(lambda: self._frobenius_squared(report))
+        return self._portions.run(lambda: self._frobenius_squared(progress), self.outputs, self._release)
 
-    def _frobenius_squared(self, report: Callable[[int, int], None] | None) -> Tensor:
+    def _frobenius_squared(self, progress: Callable[[int, int], None] | None) -> Tensor:
         done = 0
         out = torch.zeros(self.batch, dtype=torch.float64, device=self.function.device)
-        samples, probes = self._portions(self.outputs)
+        samples, probes = self._portions.of(self.outputs)
         for part, linear in self.linearizations(samples):
             for job in jobs(self.graph.pieces, probes):
-                for factor in linear.pull_pieces(job):
-                    out[part.start : part.stop] += factor.squared_norms().sum(0, dtype=torch.float64)
+                for gradient in linear.pull_pieces(job):
+                    norms = gradient.factor.squared_norms()
+                    out[part.start : part.stop] += norms.sum(0, dtype=torch.float64)
                 done += sum(len(entries) for _, entries in job) * len(part)
-                if report is not None:
-                    report(done, self.outputs * self.batch)
-        self.vjps += self.outputs
+                if progress is not None:
+                    progress(done, self.outputs * self.batch)
+        self.ledger.add(vjps=self.outputs)
         return out
 
-    def _within_memory(self, work: Callable[[], Tensor]) -> Tensor:
-        """The work, in portions half as large each time that memory runs out."""
-        while True:
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self._portions(self.outputs) == (1, 1):
-                    raise MemoryError(
-                        "a single sample with a single probe does not fit into memory; free some, "
-                        "or use a model of lower precision"
-                    ) from error
-            # Outside the handler, so that the failed attempt's tensors are freed first.
-            self._whole = None
-            self._budget = min(self._budget, _quick_bytes(self.function.forward_size.operations)) // 2
-
-    # What tracing cannot know: the structure is used only if values and gradients agree with the model's.
+    def _release(self) -> None:
+        self._whole = None
 
     def _check(self) -> None:
-        """By the program if it agrees with the model, else by autograd, which then must."""
-        if self._program is not None:
+        """By the quickest reverse pass that agrees with the model; the last resort must."""
+        while True:
             try:
-                self._check_structure()
-                return
+                at_once, _ = self._portions.of(1)
+                compared = min(self.batch, max(2, at_once))
+                return check_structure(self.function, self.axes, self.linearizations(at_once), compared)
             except Exception as error:
-                if is_out_of_memory(error):
+                fallback = self._reverse.given_up(first_line(error))
+                if fallback is None or is_out_of_memory(error):
                     raise
-                # An operation that is not what its name says: what autograd says of it holds.
-                self._program = self._whole = None
-        self._check_structure()
-
-    def _check_structure(self) -> None:
-        """Every sample on its own must give the model's state, and gradients that sum to autodiff's."""
-        at_once, _ = self._portions(1)
-        checked = min(self.batch, max(2, at_once))
-        try:
-            probe, expected = self._gradient_of_batch(checked)
-            sums: list[Tensor] = []
-            for part, linear in self.linearizations(at_once):
-                self._check_values(linear.state, part)
-                if part.start < checked:
-                    parts = [factor.summed() for factor in linear.pull(probe[:, part.start : part.stop])]
-                    sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-        except (RuntimeError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            line = (str(error).splitlines() or [""])[0]
-            raise StructureError(f"the model cannot run sample by sample ({line})") from error
-        found = sum(float(square_sum(total)) for total in sums)
-        if not abs(found - expected) <= _GRADIENT_TOLERANCE[self.function.dtype] * max(found, expected):
-            raise StructureError(
-                "the gradients of single samples do not add up to the gradient of the batch: samples are "
-                "coupled, an operation has its own backward pass, or a rule of add_rule is wrong; "
-                f"squared norms {found:.6g} and {expected:.6g}"
-            )
-
-    def _check_values(self, state: Tensor, part: range) -> None:
-        expected = self.axes.to_samples(self.function.state.reshape(1, -1))[0]
-        dtype = self.function.dtype
-        tolerance = _TOLERANCE[dtype] * max(float(expected.abs().max()), torch.finfo(dtype).tiny)
-        found = state.detach().reshape(len(part), *self.axes.state_shape)
-        difference = float((found - expected[part.start : part.stop]).abs().max())
-        if not difference <= tolerance:
-            raise StructureError(
-                "the state of a sample depends on the other samples of the batch (batch norm in "
-                "training mode, a contrastive head?), or its computation depends on the values of "
-                f"the inputs: alone and in the batch it differs by {difference:.2g}"
-            )
-
-    def _gradient_of_batch(self, samples: int) -> tuple[Tensor, float]:
-        """A probe for the first samples, (1, samples, *state of one), and ‖Jᵀz‖² by autodiff."""
-        function = self.function
-        axes, inputs = self.axes.first(function.inputs, samples)
-        leaves = {name: value.clone().requires_grad_() for name, value in function.parameters.items()}
-        with torch.enable_grad(), function.operations():
-            state = function.replace_inputs(inputs)(leaves)
-            z = torch.randn(
-                state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
-            )
-            z = z.to(state.device, state.dtype)
-            gradients = (
-                torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True)
-                if state.requires_grad
-                else ()
-            )
-        expected = sum(float(square_sum(gradient)) for gradient in gradients if gradient is not None)
-        return axes.to_samples(z.reshape(1, -1)), expected
-
-
-def _quick_bytes(operations: int) -> int:
-    """The size of a step that runs quickest: small for the caches, but large beside the calls' overhead.
-
-    Measured: a residual network (67 operations) is quickest at 64 MiB, an unrolled recurrence (555
-    operations) at 512 MiB.
-    """
-    return min(max(operations, 64), 512) << 20
-
-
-# So many probes at a time are quick enough.
-_FEW_PROBES = 4
-
-# Of values, relative to the largest; of squared norms of gradients, where a kink may fall on either side.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 4e-1}
+            # An operation that is not what its name says: what autograd says of it holds.
+            self._reverse, self._whole = fallback, None
 
 
 def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from ntkscope.engines.torch.errors import StructureError, first_line
+from ntkscope.engines.torch.memory import is_out_of_memory, samples_and_probes
 from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
-from ntkscope.engines.torch.samples.axes import StructureError
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 
 __all__ = ["SampleTangents"]
@@ -23,13 +24,12 @@ class SampleTangents:
 
     Args:
         jacobian: The samples and their graph.
-        budget: Bytes that one step may take.
 
     Raises:
         StructureError: If an operation has no forward mode, or one that is wrong.
     """
 
-    def __init__(self, jacobian: SampleJacobian, budget: int) -> None:
+    def __init__(self, jacobian: SampleJacobian) -> None:
         self._jacobian = jacobian
         function, graph = jacobian.function, jacobian.graph
         load_forward_mode()
@@ -39,9 +39,7 @@ class SampleTangents:
         self._taps = [zero.expand(use.tap_shape) for use in graph.uses]
         forward = function.forward_size.elements / jacobian.batch
         each = function.state.element_size() * (2 * self.size + 3 * forward)
-        # As many samples with one probe each as fit; as many probes of all samples where those do.
-        self._samples = max(1, min(jacobian.batch, int(budget // each)))
-        self._probes = max(1, int(budget // (each * self._samples)))
+        self._samples, self._probes = samples_and_probes(jacobian.batch, each, jacobian.budget)
         self._check()
 
     def squared_norms(self, count: int, directions: Callable[[range, range], Tensor]) -> Tensor:
@@ -96,10 +94,11 @@ class SampleTangents:
             try:
                 forward = self._push(leaves, u.expand(1, len(part), -1))[0]
             except (NotImplementedError, RuntimeError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if is_out_of_memory(error):
                     raise
-                line = (str(error).splitlines() or [""])[0]
-                raise StructureError(f"an operation of the model has no forward mode ({line})") from error
+                raise StructureError(
+                    f"an operation of the model has no forward mode ({first_line(error)})"
+                ) from error
             z = torch.randn(forward.shape, generator=generator, dtype=torch.float64)
             z = z.to(function.device, function.dtype)
             backward = self._pull(leaves, z)

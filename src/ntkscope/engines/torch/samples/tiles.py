@@ -17,20 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ntkscope.engines.torch.gradients.factors import Direct, Factor, Features, Outer, widened
+from ntkscope.engines.torch.gradients.factors import Direct, Factor
+from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.jacobian import Jacobian
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET, take_half
+from ntkscope.engines.torch.probes import one_hot
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Linearization
 
-__all__ = ["Block", "BlockSource", "SampleRows", "WholeRows", "dense_kernel", "kernel_inner_products"]
+__all__ = ["BlockSource", "RowBlock", "SampleRows", "WholeRows", "dense_kernel", "kernel_inner_products"]
 
 # Rows in a block: tiles of this many rows squared stay in a processor's caches.
 _ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Some rows of J: probes × samples.
 
     Attributes:
@@ -44,7 +46,7 @@ class Block:
     @property
     def bytes(self) -> int:
         """Memory that the rows take."""
-        return sum(_factor_bytes(factor) for factor in self.factors)
+        return sum(factor.nbytes for factor in self.factors)
 
 
 class BlockSource(Protocol):
@@ -52,7 +54,7 @@ class BlockSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+    def blocks(self, start: int, stop: int) -> Iterator[RowBlock]:
         """Blocks start..stop-1, computed anew."""
         ...
 
@@ -97,7 +99,7 @@ class SampleRows:
     def __len__(self) -> int:
         return len(self._plan)
 
-    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+    def blocks(self, start: int, stop: int) -> Iterator[RowBlock]:
         """Blocks start..stop-1; the samples of consecutive blocks run forward once."""
         linear, current = None, None
         for samples, outputs in self._plan[start:stop]:
@@ -105,21 +107,19 @@ class SampleRows:
                 linear, current = self._jacobian.linearize(samples), samples
             yield self._block(linear, samples, outputs)
 
-    def _block(self, linear: Linearization, samples: range, outputs: range) -> Block:
+    def _block(self, linear: Linearization, samples: range, outputs: range) -> RowBlock:
         jacobian = self._jacobian
-        probes = torch.zeros(
-            len(outputs), jacobian.outputs, dtype=linear.state.dtype, device=linear.state.device
-        )
-        probes[torch.arange(len(outputs)), torch.arange(outputs.start, outputs.stop)] = 1
+        state, places = linear.state, torch.arange(outputs.start, outputs.stop)
+        probes = one_hot(places, jacobian.outputs, state.dtype, state.device)
         block = probes.unsqueeze(1).expand(-1, len(samples), -1)
         total = jacobian.batch * jacobian.outputs
-        factors = [factor.settled(total) for factor in linear.pull(block)]
+        factors = [gradient.factor.settled(total) for gradient in linear.pull(block)]
         if not factors:
             # A state that no parameter reaches.
-            factors = [Direct(linear.state.new_zeros(len(outputs), len(samples), 1))]
+            factors = [Direct(state.new_zeros(len(outputs), len(samples), 1))]
         index = self._index[samples.start : samples.stop, outputs.start : outputs.stop].T
-        jacobian.vjps += len(outputs) * len(samples) / jacobian.batch
-        return Block(index, factors)
+        jacobian.ledger.add(vjps=len(outputs) * len(samples) / jacobian.batch)
+        return RowBlock(index, factors)
 
 
 def factor_positions(tap_shape: tuple[int, ...]) -> int:
@@ -142,14 +142,13 @@ class WholeRows:
     def __len__(self) -> int:
         return -(-self._jacobian.shape[0] // self._rows)
 
-    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+    def blocks(self, start: int, stop: int) -> Iterator[RowBlock]:
         """Blocks start..stop-1."""
         n, function = self._jacobian.shape[0], self._jacobian.function
         for number in range(start, stop):
             index = torch.arange(number * self._rows, min((number + 1) * self._rows, n))
-            probes = torch.zeros(len(index), n, dtype=function.dtype, device=function.device)
-            probes[torch.arange(len(index)), index] = 1
-            yield Block(index.unsqueeze(1), [Direct(self._jacobian.vjp(probes).unsqueeze(1))])
+            probes = one_hot(index, n, function.dtype, function.device)
+            yield RowBlock(index.unsqueeze(1), [Direct(self._jacobian.vjp(probes).unsqueeze(1))])
 
 
 def kernel_inner_products(
@@ -170,7 +169,7 @@ def kernel_inner_products(
     count = len(sources[0])
     done = 0
 
-    def add(lefts: list[Block], rights: list[Block], weight: int) -> None:
+    def add(lefts: list[RowBlock], rights: list[RowBlock], weight: int) -> None:
         nonlocal done
         tiles = [_tile(left, right) for left, right in zip(lefts, rights, strict=True)]
         for a, tile in enumerate(tiles):
@@ -204,7 +203,7 @@ def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> T
     for panel, followers in _panels([source], budget):
         pairs = [(a[0], b[0]) for i, a in enumerate(panel) for b in panel[: i + 1]]
         for left, right in [*pairs, *((a[0], b[0]) for b in followers for a in panel)]:
-            tile = _tile(left, right).flatten(0, 1).flatten(1).to(_values(left.factors[0]).dtype)
+            tile = _tile(left, right).flatten(0, 1).flatten(1).to(left.factors[0].dtype)
             if left is right:
                 # Symmetric to the last bit, as the other tiles make it.
                 tile = (tile + tile.T) / 2
@@ -218,47 +217,33 @@ def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> T
 
 def _panels(
     sources: Sequence[BlockSource], budget: int
-) -> Iterator[tuple[list[list[Block]], Iterator[list[Block]]]]:
+) -> Iterator[tuple[list[list[RowBlock]], Iterator[list[RowBlock]]]]:
     """Blocks that fit the budget together, and an iterator over all blocks after them.
 
     An entry of a panel holds the same block of every source.
     """
     count, start = len(sources[0]), 0
     while start < count:
-        panel: list[list[Block]] = []
-        size = 0
-        stop = start
-        for blocks in zip(*(source.blocks(start, count) for source in sources), strict=True):
-            panel.append(list(blocks))
-            stop += 1
-            size += sum(block.bytes for block in blocks)
-            if size > budget // 2:
-                break
-        followers = zip(*(source.blocks(stop, count) for source in sources), strict=True)
-        yield panel, (list(blocks) for blocks in followers)
-        start = stop
+        panel = take_half(_side_by_side(sources, start), lambda blocks: sum(b.bytes for b in blocks), budget)
+        start += len(panel)
+        yield panel, _side_by_side(sources, start)
 
 
-def _tile(left: Block, right: Block) -> Tensor:
+def _side_by_side(sources: Sequence[BlockSource], start: int) -> Iterator[list[RowBlock]]:
+    """From a block on, the same block of every source."""
+    for blocks in zip(*(source.blocks(start, len(sources[0])) for source in sources), strict=True):
+        yield list(blocks)
+
+
+def _tile(left: RowBlock, right: RowBlock) -> Tensor:
     """⟨J_i, J_j⟩ for the rows of two blocks: shape (k, B, k′, B′)."""
-    values = _values(left.factors[0])
-    total = widened(values.new_zeros(*left.index.shape, *right.index.shape))
+    first = left.factors[0]
+    shape = (*left.index.shape, *right.index.shape)
+    total = widened(torch.zeros(shape, dtype=first.dtype, device=first.device))
     for ours, theirs in zip(left.factors, right.factors, strict=True):
-        ours.add_tile(theirs, total)  # type: ignore[arg-type]
+        ours.add_tile(theirs, total)
     return total
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(dtype=torch.float64))
-
-
-def _values(factor: Factor) -> Tensor:
-    return factor.values if isinstance(factor, Direct) else factor.probe_side
-
-
-def _factor_bytes(factor: Factor) -> int:
-    tensors = [_values(factor)]
-    if isinstance(factor, Outer):
-        side = factor.sample_side
-        tensors += [side.values] if isinstance(side, Features) else []
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -2,74 +2,42 @@
 
 Autograd would pull probes back through every operation, batched by vmap. Where a graph
 is made of linear maps, pointwise operations and moves, its reverse pass is a short list
-of matrix products and multiplications by slopes (see :mod:`ntkscope.engines.torch.reverse.written.cones`), on
+of matrix products and multiplications by slopes (see ``pointwise.py``), on
 gradients whose first two axes are probes and samples. A recurrence gains most: its
 operations are small and many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
 from ntkscope.engines.torch.graph.opened import Graph
-from ntkscope.engines.torch.reverse.written.cones import Cone, find_alike, find_cones, is_pointwise
+from ntkscope.engines.torch.graph.operators import View, is_pointwise, name_of, unbound_axis, view_of
+from ntkscope.engines.torch.reverse.written.layout import Layout, Reach, SplitOutput
+from ntkscope.engines.torch.reverse.written.pointwise import (
+    FusedPointwise,
+    fuse_pointwise,
+    group_identical,
+)
 from ntkscope.engines.torch.reverse.written.steps import (
-    Adjoint,
-    Joined,
-    Kind,
-    Linear,
-    Pointwise,
-    Pull,
-    Viewed,
+    ConcatAdjoint,
+    FunctionAdjoint,
+    MatmulAdjoint,
+    OperationAdjoint,
+    PointwiseAdjoint,
+    ReverseStep,
+    ViewAdjoint,
 )
-from ntkscope.engines.torch.reverse.written.transposes import (
-    View,
-    adjoint_of,
-    joined_slices,
-    name_of,
-    unbound_axis,
-    view_of,
-)
+from ntkscope.engines.torch.reverse.written.transposes import adjoint_of, joined_slices
 
-__all__ = ["Parting", "Program", "Reach"]
+__all__ = ["Program"]
 
 
 class _UnknownError(Exception):
     """An operation has no written-out reverse pass."""
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What gradients pass on their way from some starts to the taps.
-
-    Attributes:
-        order: The nodes, last first.
-        uses: The numbers of the uses.
-        parts: Of the parted uses, which parts.
-    """
-
-    order: tuple[fx.Node, ...]
-    uses: tuple[int, ...]
-    parts: Mapping[int, range]
-
-
-@dataclass(frozen=True)
-class Parting:
-    """A use whose output falls into parts along an axis (the inputs' gates of a recurrence, into steps).
-
-    Attributes:
-        split: The operation.
-        axis: Of the output of one sample.
-        parts: The nodes of the parts by their places.
-    """
-
-    split: fx.Node
-    axis: int
-    parts: Mapping[int, fx.Node]
 
 
 class Program:
@@ -81,10 +49,10 @@ class Program:
 
     Attributes:
         module: ``(*parameters, *sample)`` ↦ (state, captured values, needed values).
-        tapped: Node whose gradient is the δ of each use; ``None`` where the use is dead.
-        views: From the gradient of a node's first argument to its own.
-        parted: By the number of the use.
-        runs: As given.
+        names: The parameters, in order.
+        state: The node of the state.
+        pieces: The nodes of its pieces.
+        layout: Which gradients share memory.
     """
 
     def __init__(self, graph: Graph, runs: Sequence[tuple[int, ...]]) -> None:
@@ -92,22 +60,23 @@ class Program:
         holders = [node for node in nodes if node.op == "placeholder"]
         taps = holders[len(holders) - len(graph.uses) :]
         samples = holders[len(graph.names) : len(holders) - len(taps)]
-        self.runs = tuple(runs)
-        self.tapped = [next(iter(tap.users), None) for tap in taps]
-        self._tapped = {node for node in self.tapped if node is not None}
+        self.names = graph.names
+        tapped = [next(iter(tap.users), None) for tap in taps]
+        self._tapped = {node for node in tapped if node is not None}
         self.state, self.pieces, self._captured = nodes[-1].args[0]
         self._varied = _reached_from(nodes, [*samples, *taps])
         differentiable = [node for node in nodes if name_of(node) != "detach"]
         among = _reached_from(differentiable, taps) & _leading_to([self.state, *self.pieces])
         self.live = [node for node in nodes if node in among and node.op == "call_function"]
         self._among = set(self.live)
-        self.views: dict[fx.Node, View] = {}
+        self._views: dict[fx.Node, View] = {}
         self._reached: dict[tuple[fx.Node, ...], Reach] = {}
-        self.cones = self._find_cones()
-        self._kinds = self._find_kinds()
-        self._alike = find_alike(self.cones.values(), self._among)
-        self.parted = self._find_parted(graph)
-        needed = dict.fromkeys(value for kind in self._kinds.values() for value in kind.needs)
+        self.fused = self._fuse()
+        self._adjoints = self._find_adjoints()
+        self._identical = group_identical(self.fused.values(), self._among)
+        split_outputs = self._find_split_outputs(graph, tapped)
+        self.layout = Layout(tapped, self._views, split_outputs, tuple(runs))
+        needed = dict.fromkeys(value for adjoint in self._adjoints.values() for value in adjoint.needs)
         self._needed = tuple(needed)
         self.module = _without_taps(graph, taps, self.state, self._captured, self._needed)
 
@@ -121,52 +90,54 @@ class Program:
         except _UnknownError:
             return None
 
-    def _find_cones(self) -> dict[fx.Node, Cone]:
+    def _fuse(self) -> dict[fx.Node, FusedPointwise]:
         ends = {self.state, *self.pieces}
-        return find_cones([n for n in self.live if is_pointwise(n) and n not in self._tapped], ends)
+        return fuse_pointwise([n for n in self.live if is_pointwise(n) and n not in self._tapped], ends)
 
-    def _find_kinds(self) -> dict[fx.Node, Kind]:
+    def _find_adjoints(self) -> dict[fx.Node, OperationAdjoint]:
         """The step of every operation that needs one, by the node whose gradient it reads."""
-        skipped = {node for cone in self.cones.values() for node in cone.members}
+        skipped = {node for one in self.fused.values() for node in one.members}
         skipped |= {node.args[0] for node in self._tapped}
-        kinds: dict[fx.Node, Kind] = {}
+        adjoints: dict[fx.Node, OperationAdjoint] = {}
         for node in self.live:
-            if node in self.cones:
-                kinds[node] = Pointwise(self.cones[node], self._among)
+            if node in self.fused:
+                adjoints[node] = PointwiseAdjoint(self.fused[node], self._among)
             elif node in self._tapped:
                 if node.args[0] in self._among:
-                    kinds[node] = self._kind(node.args[0])
+                    adjoints[node] = self._adjoint(node.args[0])
             elif node not in skipped:
-                kinds[node] = self._kind(node)
+                adjoints[node] = self._adjoint(node)
             if node not in skipped and node.meta["dtype"] not in (None, self.state.meta["dtype"]):
                 raise _UnknownError(f"{node} has another dtype than the state")
-        return kinds
+        return adjoints
 
-    def _find_parted(self, graph: Graph) -> dict[int, Parting]:
+    def _find_split_outputs(self, graph: Graph, tapped: Sequence[fx.Node | None]) -> dict[int, SplitOutput]:
         """Uses whose output does nothing but fall into parts, and whose input no gradient is pulled to."""
         found = {}
-        for number, node in enumerate(self.tapped):
+        for number, node in enumerate(tapped):
             users = [] if node is None else list(node.users)
-            if node is None or node not in self._among or node in self._kinds or len(users) != 1:
+            if node is None or node not in self._among or node in self._adjoints or len(users) != 1:
                 continue
             axis = unbound_axis(users[0])
             # Positions may be left out, features may not.
             if axis is not None and graph.uses[number].rule.positions and axis < len(node.meta["shape"]) - 1:
-                parts = {part.args[1]: part for part in users[0].users if part in self._among}
-                found[number] = Parting(users[0], axis, parts)
+                parts: dict[Any, fx.Node] = {
+                    part.args[1]: part for part in users[0].users if part in self._among
+                }
+                found[number] = SplitOutput(users[0], axis, parts)
         return found
 
-    def _kind(self, node: fx.Node) -> Kind:
+    def _adjoint(self, node: fx.Node) -> OperationAdjoint:
         view = view_of(node)
         if view is not None:
-            self.views[node] = view
-            return Viewed()
+            self._views[node] = view
+            return ViewAdjoint()
         slices = joined_slices(node)
         if slices is not None:
-            return Joined([(part, cut) for part, cut in slices if part in self._among])
+            return ConcatAdjoint([(part, cut) for part, cut in slices if part in self._among])
         adjoint = adjoint_of(node)
         if adjoint is not None:
-            return Adjoint(node.all_input_nodes[0], adjoint)
+            return FunctionAdjoint(node.all_input_nodes[0], adjoint)
         if name_of(node) in ("linear", "matmul", "mm"):
             x: Any = node.args[0]
             weight: Any = node.args[1]
@@ -174,7 +145,7 @@ class Program:
             # A vector times a matrix has no rows to be flattened.
             is_plain = len(weight.meta["shape"]) == 2 and len(x.meta["shape"]) > int(turned)
             if is_plain and weight not in self._varied:
-                return Linear(x, weight, turned)
+                return MatmulAdjoint(x, weight, turned)
         raise _UnknownError(f"{node.target} has no written-out reverse pass")
 
     def reach(self, starts: tuple[fx.Node, ...]) -> Reach:
@@ -190,23 +161,25 @@ class Program:
             if node in seen:
                 order.append(node)
                 seen.update(n for n in node.all_input_nodes if n in self._among)
-        uses = tuple(number for number, node in enumerate(self.tapped) if node in seen)
+        uses = tuple(number for number, node in enumerate(self.layout.tapped) if node in seen)
         parts = {}
-        for use, parting in self.parted.items():
-            found = [index for index, part in parting.parts.items() if part in seen]
+        for use, split in self.layout.split_outputs.items():
+            found = [index for index, part in split.parts.items() if part in seen]
             if found:
                 parts[use] = range(min(found), max(found) + 1)
         return Reach(tuple(order), uses, parts)
 
-    def bind(self, needed: Sequence[Tensor]) -> dict[fx.Node, Pull]:
+    def bind(self, needed: Sequence[Tensor]) -> dict[fx.Node, ReverseStep]:
         """The steps at some values, by the nodes whose gradient they read.
 
         Args:
             needed: The needed values as the module returns them, with the samples first.
         """
         values = dict(zip(self._needed, needed, strict=True))
-        slopes = {output: found for group in self._alike for output, found in group.slopes(values).items()}
-        return {node: kind.bind(node, values, slopes) for node, kind in self._kinds.items()}
+        slopes = {
+            output: found for group in self._identical for output, found in group.slopes(values).items()
+        }
+        return {node: adjoint.bind(node, values, slopes) for node, adjoint in self._adjoints.items()}
 
 
 def _reached_from(nodes: Iterable[fx.Node], starts: Iterable[fx.Node]) -> set[fx.Node]:

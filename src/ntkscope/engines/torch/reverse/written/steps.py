@@ -10,17 +10,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from ntkscope.engines.torch.reverse.written.cones import Cone, Slope
-from ntkscope.engines.torch.reverse.written.tape import Tape
-from ntkscope.engines.torch.reverse.written.transposes import name_of, sum_to
+from ntkscope.engines.torch.graph.operators import name_of
+from ntkscope.engines.torch.reverse.written.pointwise import FusedPointwise, Slope
+from ntkscope.engines.torch.reverse.written.store import GradientStore
+from ntkscope.engines.torch.reverse.written.transposes import sum_to
 
-__all__ = ["Adjoint", "Joined", "Kind", "Linear", "Pointwise", "Pull", "Viewed"]
+__all__ = [
+    "ConcatAdjoint",
+    "FunctionAdjoint",
+    "MatmulAdjoint",
+    "OperationAdjoint",
+    "PointwiseAdjoint",
+    "ReverseStep",
+    "ViewAdjoint",
+]
 
 #: One operation's part of the reverse pass.
-Pull = Callable[[Tape], None]
+ReverseStep = Callable[[GradientStore], None]
 
 
-class Kind(Protocol):
+class OperationAdjoint(Protocol):
     """What an operation does with gradients."""
 
     @property
@@ -30,55 +39,55 @@ class Kind(Protocol):
 
     def bind(
         self, node: fx.Node, values: Mapping[fx.Node, Tensor], slopes: Mapping[fx.Node, tuple[Slope, ...]]
-    ) -> Pull:
+    ) -> ReverseStep:
         """The step that reads the gradient of ``node``, at these values."""
         ...
 
 
 @dataclass(frozen=True)
-class Viewed:
+class ViewAdjoint:
     """A view of its first argument, whose gradient is a view of that one's."""
 
     needs: tuple[fx.Node, ...] = ()
 
-    def bind(self, node: fx.Node, values: Any, slopes: Any) -> Pull:
-        """As :meth:`Kind.bind`."""
-        return lambda tape: tape.rejoin(node)
+    def bind(self, node: fx.Node, values: Any, slopes: Any) -> ReverseStep:
+        """As :meth:`OperationAdjoint.bind`."""
+        return lambda store: store.rejoin(node)
 
 
 @dataclass(frozen=True)
-class Joined:
+class ConcatAdjoint:
     """A ``cat`` or ``stack``: its parts' gradients are cut from its own."""
 
     parts: list[tuple[fx.Node, Callable[[Tensor], Tensor]]]
     needs: tuple[fx.Node, ...] = ()
 
-    def bind(self, node: fx.Node, values: Any, slopes: Any) -> Pull:
-        """As :meth:`Kind.bind`."""
+    def bind(self, node: fx.Node, values: Any, slopes: Any) -> ReverseStep:
+        """As :meth:`OperationAdjoint.bind`."""
 
-        def pull(tape: Tape) -> None:
-            gradient = tape.of(node)
+        def pull(store: GradientStore) -> None:
+            gradient = store.of(node)
             for part, cut in self.parts:
-                tape.give(part, cut(gradient))
+                store.give(part, cut(gradient))
 
         return pull
 
 
 @dataclass(frozen=True)
-class Adjoint:
+class FunctionAdjoint:
     """An operation that adds or moves numbers."""
 
     source: fx.Node
     adjoint: Callable[[Tensor], Tensor]
     needs: tuple[fx.Node, ...] = ()
 
-    def bind(self, node: fx.Node, values: Any, slopes: Any) -> Pull:
-        """As :meth:`Kind.bind`."""
-        return lambda tape: tape.of(self.source).add_(self.adjoint(tape.of(node)))
+    def bind(self, node: fx.Node, values: Any, slopes: Any) -> ReverseStep:
+        """As :meth:`OperationAdjoint.bind`."""
+        return lambda store: store.of(self.source).add_(self.adjoint(store.of(node)))
 
 
 @dataclass(frozen=True)
-class Linear:
+class MatmulAdjoint:
     """y = x Wᵀ, or y = x W where the weight is turned: the gradient of x is δ W, or δ Wᵀ."""
 
     source: fx.Node
@@ -87,19 +96,19 @@ class Linear:
 
     @property
     def needs(self) -> tuple[fx.Node, ...]:
-        """As :meth:`Kind.needs`."""
+        """As :meth:`OperationAdjoint.needs`."""
         return (self.weight,)
 
-    def bind(self, node: fx.Node, values: Mapping[fx.Node, Tensor], slopes: Any) -> Pull:
-        """As :meth:`Kind.bind`."""
+    def bind(self, node: fx.Node, values: Mapping[fx.Node, Tensor], slopes: Any) -> ReverseStep:
+        """As :meth:`OperationAdjoint.bind`."""
         # The same for all samples.
         weight = values[self.weight][0]
         weight = weight.mT if self.turned else weight
         rows, columns = weight.shape
 
-        def pull(tape: Tape) -> None:
-            gradient = tape.of(node).reshape(-1, rows)
-            total, fresh = tape.slot(self.source)
+        def pull(store: GradientStore) -> None:
+            gradient = store.of(node).reshape(-1, rows)
+            total, fresh = store.slot(self.source)
             try:
                 flat = total.view(-1, columns)
             except RuntimeError:
@@ -112,23 +121,23 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Pointwise:
-    """A cone: the gradient of an input is the output's times the slope."""
+class PointwiseAdjoint:
+    """A fused operation: the gradient of an input is the output's times the slope."""
 
-    cone: Cone
+    fused: FusedPointwise
     live: set[fx.Node]
 
     @property
     def needs(self) -> tuple[fx.Node, ...]:
-        """As :meth:`Kind.needs`."""
-        return self.cone.inputs
+        """As :meth:`OperationAdjoint.needs`."""
+        return self.fused.inputs
 
-    def bind(self, node: fx.Node, values: Any, slopes: Mapping[fx.Node, tuple[Slope, ...]]) -> Pull:
-        """As :meth:`Kind.bind`."""
+    def bind(self, node: fx.Node, values: Any, slopes: Mapping[fx.Node, tuple[Slope, ...]]) -> ReverseStep:
+        """As :meth:`OperationAdjoint.bind`."""
         shape = tuple(node.meta["shape"])
         known = {
             x: slope
-            for x, slope in zip(self.cone.inputs, slopes[node], strict=True)
+            for x, slope in zip(self.fused.inputs, slopes[node], strict=True)
             if slope is not None and not (isinstance(slope, float) and slope == 0) and x in self.live
         }
         pulls = []
@@ -141,26 +150,26 @@ class Pointwise:
                 known = {x: slope for x, slope in known.items() if x not in parts}
         pulls += [_of_slope(x, slope, shape) for x, slope in known.items()]
 
-        def pull(tape: Tape) -> None:
-            gradient = tape.of(node)
+        def pull(store: GradientStore) -> None:
+            gradient = store.of(node)
             for each in pulls:
-                each(tape, gradient)
+                each(store, gradient)
 
         return pull
 
 
-def _of_slope(x: fx.Node, slope: Any, shape: tuple[int, ...]) -> Callable[[Tape, Tensor], None]:
+def _of_slope(x: fx.Node, slope: Any, shape: tuple[int, ...]) -> Callable[[GradientStore, Tensor], None]:
     """Adds δ times the slope to the gradient of x."""
     own = x.meta["shape"]
     if math.prod(own) != math.prod(shape):
-        return lambda tape, gradient: tape.of(x).add_(sum_to(gradient * slope, own))
+        return lambda store, gradient: store.of(x).add_(sum_to(gradient * slope, own))
     # As many numbers: at most, axes of length 1 were put in front.
     if isinstance(slope, float):
-        return lambda tape, gradient: tape.of(x).add_(_in_shape(gradient, own), alpha=slope)
+        return lambda store, gradient: store.of(x).add_(_in_shape(gradient, own), alpha=slope)
     slope = slope.reshape(-1, *own)
 
-    def pull(tape: Tape, gradient: Tensor) -> None:
-        _add_product(*tape.slot(x), _in_shape(gradient, own), slope)
+    def pull(store: GradientStore, gradient: Tensor) -> None:
+        _add_product(*store.slot(x), _in_shape(gradient, own), slope)
 
     return pull
 
@@ -177,9 +186,9 @@ def _in_shape(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _of_equal_parts(split: fx.Node, slopes: dict[fx.Node, Any], shape: tuple[int, ...]) -> Any:
-    """Equal parts of one value that all enter one cone (gates, say), pulled back to it at once.
+    """Equal parts of one value that all enter one fused operation (gates, say), pulled back to it at once.
 
-    A function of the tape and the cone's gradient; ``None`` where there are no such parts.
+    A function of the store and the operation's gradient; ``None`` where there are no such parts.
     """
     parts: list[Any] = sorted(slopes, key=lambda part: part.args[1])
     source: Any = split.args[0]
@@ -197,8 +206,8 @@ def _of_equal_parts(split: fx.Node, slopes: dict[fx.Node, Any], shape: tuple[int
     axis, sizes = axes[0], (len(parts), own[axes[0]])
     stacked = torch.stack([slopes[part].reshape(-1, *own) for part in parts], dim=axis + 1)
 
-    def pull(tape: Tape, gradient: Tensor) -> None:
-        total, fresh = tape.slot(source)
+    def pull(store: GradientStore, gradient: Tensor) -> None:
+        total, fresh = store.slot(source)
         gradient = _in_shape(gradient, own).unsqueeze(axis + 2)
         _add_product(total.unflatten(axis + 2, sizes), fresh, gradient, stacked)
 

@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, fx
 from torch.func import vmap
 
-from ntkscope.engines.torch.compat import OpOverload
-
-__all__ = ["Alike", "Cone", "Slope", "find_alike", "find_cones", "is_pointwise"]
+__all__ = ["FusedPointwise", "IdenticalPointwise", "Slope", "fuse_pointwise", "group_identical"]
 
 #: ∂y/∂x for every sample, shape (B, *y); a number where it is the same everywhere; ``None`` for 0.
 Slope: TypeAlias = Tensor | float | None
 
 
 @dataclass(frozen=True, eq=False)
-class Cone:
+class FusedPointwise:
     """Pointwise operations whose results are used by one another alone, but for the last one's.
 
     Attributes:
@@ -37,7 +35,7 @@ class Cone:
     members: tuple[fx.Node, ...]
 
     def pattern(self) -> tuple[Any, ...]:
-        """What makes two cones the same function: operations and shapes, without the nodes' names."""
+        """What makes two of them the same function: operations and shapes, without the nodes' names."""
         places = {node: index for index, node in enumerate((*self.inputs, *self.members))}
         steps = tuple(
             (node.target, repr(fx.map_arg((node.args, node.kwargs), lambda n: f"%{places[n]}")))
@@ -56,16 +54,8 @@ class Cone:
         return fx.GraphModule(torch.nn.Module(), graph)
 
 
-def is_pointwise(node: fx.Node) -> bool:
-    """Whether every entry of the result depends on one entry of each argument."""
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, OpOverload):
-        return False
-    return torch.Tag.pointwise in target.tags and torch.Tag.nondeterministic_seeded not in target.tags
-
-
-def find_cones(pointwise: Sequence[fx.Node], ends: set[fx.Node]) -> dict[fx.Node, Cone]:
-    """The pointwise operations of a graph in as few cones as can be, by their outputs.
+def fuse_pointwise(pointwise: Sequence[fx.Node], ends: set[fx.Node]) -> dict[fx.Node, FusedPointwise]:
+    """The pointwise operations of a graph fused to as few as can be, by their outputs.
 
     Args:
         pointwise: The operations, in order.
@@ -79,48 +69,48 @@ def find_cones(pointwise: Sequence[fx.Node], ends: set[fx.Node]) -> dict[fx.Node
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in pointwise:
         members.setdefault(owner[node], []).append(node)
-    return {output: _cone(output, inside) for output, inside in members.items()}
+    return {output: _fused(output, inside) for output, inside in members.items()}
 
 
-def _cone(output: fx.Node, members: list[fx.Node]) -> Cone:
+def _fused(output: fx.Node, members: list[fx.Node]) -> FusedPointwise:
     inside = set(members)
     inputs = dict.fromkeys(n for node in members for n in node.all_input_nodes if n not in inside)
-    return Cone(output, tuple(inputs), tuple(members))
+    return FusedPointwise(output, tuple(inputs), tuple(members))
 
 
 @dataclass(frozen=True, eq=False)
-class Alike:
-    """Cones that are the same function, such as the steps of a recurrence.
+class IdenticalPointwise:
+    """Fused operations that are the same function, such as the steps of a recurrence.
 
     Attributes:
-        cones: The cones.
+        copies: The operations.
         moving: Which of their inputs gradients reach.
         function: The output from the inputs, of one sample.
     """
 
-    cones: tuple[Cone, ...]
+    copies: tuple[FusedPointwise, ...]
     moving: tuple[bool, ...]
     function: Callable[..., Tensor]
 
     def slopes(self, values: Mapping[fx.Node, Tensor]) -> dict[fx.Node, tuple[Slope, ...]]:
-        """∂y/∂x of every cone for each of its inputs, by its output; all cones at once.
+        """∂y/∂x of every operation for each of its inputs, by its output; all at once.
 
         Args:
             values: Of all inputs, with the samples first: (B, *shape).
         """
-        count = len(self.cones)
+        count = len(self.copies)
         stacked = [
-            torch.stack([values[cone.inputs[place]] for cone in self.cones])
+            torch.stack([values[one.inputs[place]] for one in self.copies])
             for place in range(len(self.moving))
         ]
         columns = [
             [None] * count if slope is None else _constants(slope) for slope in self._differentiate(stacked)
         ]
-        return {cone.output: tuple(c[index] for c in columns) for index, cone in enumerate(self.cones)}
+        return {one.output: tuple(c[index] for c in columns) for index, one in enumerate(self.copies)}
 
     def _differentiate(self, inputs: list[Tensor]) -> list[Tensor | None]:
         """∂y/∂x for every input of shape (R, B, *shape), itself of shape (R, B, *shape of y)."""
-        shape = self.cones[0].output.meta["shape"]
+        shape = self.copies[0].output.meta["shape"]
         leaves = []
         for x, moves in zip(inputs, self.moving, strict=True):
             flat = x.flatten(0, 1)
@@ -139,23 +129,25 @@ class Alike:
         return [None if slope is None else slope.unflatten(0, inputs[0].shape[:2]) for slope in found]
 
 
-def find_alike(cones: Iterable[Cone], live: set[fx.Node]) -> list[Alike]:
-    """The cones in groups of the same function.
+def group_identical(fused: Iterable[FusedPointwise], live: set[fx.Node]) -> list[IdenticalPointwise]:
+    """The operations in groups of the same function.
 
     Args:
-        cones: The cones.
+        fused: The operations.
         live: The nodes that gradients reach; the slopes of other inputs are not found.
     """
-    groups: dict[Any, list[Cone]] = {}
-    for cone in cones:
-        smooth = cone.output.meta["dtype"].is_floating_point
-        moving = tuple(smooth and n in live and n.meta["dtype"].is_floating_point for n in cone.inputs)
-        groups.setdefault((cone.pattern(), moving), []).append(cone)
-    return [Alike(tuple(same), moving, same[0].function()) for (_, moving), same in groups.items()]
+    groups: dict[Any, list[FusedPointwise]] = {}
+    for one in fused:
+        smooth = one.output.meta["dtype"].is_floating_point
+        moving = tuple(smooth and n in live and n.meta["dtype"].is_floating_point for n in one.inputs)
+        groups.setdefault((one.pattern(), moving), []).append(one)
+    return [
+        IdenticalPointwise(tuple(same), moving, same[0].function()) for (_, moving), same in groups.items()
+    ]
 
 
 def _constants(slopes: Tensor) -> list[Slope]:
-    """The slopes of each cone, as numbers where they are the same everywhere (1 of a sum, say)."""
+    """The slopes of each copy, as numbers where they are the same everywhere (1 of a sum, say)."""
     if not slopes.numel():
         return list(slopes)
     first = slopes.flatten(1)[:, :1]

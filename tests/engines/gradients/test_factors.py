@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ntkscope.engines.torch.gradients.factors import (
     Direct,
-    Features,
-    Lookup,
+    Factor,
     Outer,
     add_rows,
+    add_uses,
     concat_positions,
-    square_sum,
     stack_features,
 )
+from ntkscope.engines.torch.gradients.sides import Features, Lookup
 
 PROBES, BATCH = 3, 2
 
@@ -105,6 +105,26 @@ def test_tiles_of_uses_with_other_numbers_of_positions() -> None:
 
 
 @each_outer
+def test_a_tile_of_two_forms_is_that_of_one(factor: Outer) -> None:
+    direct: Factor = Direct(factor.rows())
+    expected = torch.einsum("kbp,jcp->kbjc", _formed(factor), _formed(factor))
+    for left, right in ((factor, direct), (direct, factor)):
+        total = torch.zeros_like(expected)
+        left.add_tile(right, total)
+        torch.testing.assert_close(total, expected)
+
+
+@each_outer
+def test_a_factor_says_what_it_takes(factor: Outer) -> None:
+    side = factor.sample_side
+    kept = side.index if isinstance(side, Lookup) else _features(factor)
+    assert factor.nbytes == factor.probe_side.nbytes + kept.nbytes
+    assert Direct(factor.rows()).nbytes == 8 * PROBES * BATCH * factor.row_size()
+    for form in (factor, Direct(factor.rows())):
+        assert (form.dtype, form.device) == (torch.float64, torch.device("cpu"))
+
+
+@each_outer
 @pytest.mark.parametrize("rows", [1, 10_000])
 def test_settling_changes_the_form_alone(factor: Outer, rows: int) -> None:
     settled = factor.settled(rows)
@@ -128,28 +148,10 @@ def test_direct_factors() -> None:
     torch.testing.assert_close(factor.squared_norms(), (values**2).sum(2))
 
 
-# The sample side.
-
-
-@each_outer
-def test_the_sample_sides_grams_and_contraction(factor: Outer) -> None:
-    side, a = factor.sample_side, _features(factor)
-    assert (side.positions, side.width) == tuple(a.shape[2:])
-    torch.testing.assert_close(side.own_gram().double(), a @ a.mT)
-    torch.testing.assert_close(side.gram(side).double(), torch.einsum("bgti,cgui->bcgtu", a, a))
-    torch.testing.assert_close(
-        side.contract(factor.probe_side), torch.einsum("kbgto,bgti->kbgoi", factor.probe_side, a)
-    )
-    joined = _features(Outer(factor.probe_side, side.joined()))
-    torch.testing.assert_close(joined, torch.cat(list(a), dim=1).unsqueeze(0))
-
-
-def test_indices_and_dense_features_have_inner_products() -> None:
-    looked_up, dense = _lookup().sample_side, Features(_random(3, 1, 4, 5))
-    one_hot = torch.nn.functional.one_hot(looked_up.index, 5).double().unsqueeze(1)  # type: ignore[attr-defined]
-    expected = torch.einsum("bgti,cgui->bcgtu", one_hot, dense.values)
-    torch.testing.assert_close(looked_up.gram(dense), expected)
-    torch.testing.assert_close(dense.gram(looked_up), expected.permute(1, 0, 2, 4, 3))
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4, 5)], ids=str)
+def test_gradients_have_one_axis_for_the_parameter(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape \(probes, samples, entries\), found \(3, 2.*flatten\(2\)"):
+        Direct(_random(*shape))
 
 
 # Sums of uses.
@@ -164,6 +166,18 @@ def test_uses_side_by_side_are_their_sum(transposed: bool) -> None:
     torch.testing.assert_close(joined.squared_norms(), (expected**2).sum(2))
     torch.testing.assert_close(add_rows(list(uses)).rows(), expected)
     assert concat_positions(uses[:1]) is uses[0]
+
+
+def test_uses_are_added_as_outer_products_where_they_agree_in_layout() -> None:
+    first, second, turned = _outer((1, 2, 3, 3)), _outer((1, 1, 3, 3), seed=4), _outer((1, 2, 3, 3), True)
+    expected = _formed(first) + _formed(second)
+    joined = add_uses([first, second])
+    assert isinstance(joined, Outer)
+    torch.testing.assert_close(joined.rows(), expected)
+    for other in (turned, Direct(_formed(turned))):
+        mixed = add_uses([first, second, other])
+        assert isinstance(mixed, Direct)
+        torch.testing.assert_close(mixed.rows(), expected + _formed(turned))
 
 
 def test_uses_of_a_table_stay_indices() -> None:
@@ -192,11 +206,6 @@ def test_a_weight_and_its_bias_as_one() -> None:
 # Precision.
 
 
-def test_sums_of_squares_are_right_in_float32() -> None:
-    x = torch.full((4096, 2048), 0.1)
-    assert float(square_sum(x)) == pytest.approx(x.numel() * 0.1**2, rel=1e-6)
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 4, 300), (1, 2, 300, 300), (1, 40, 2, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened_before_it_is_summed(
@@ -213,6 +222,6 @@ def test_half_precision_is_widened_before_it_is_summed(
     torch.testing.assert_close(factor.squared_norms().double(), norms, rtol=0.02, atol=0)
     for form in (factor, Direct(formed.to(dtype))):
         total = torch.zeros(PROBES, BATCH, PROBES, BATCH)
-        form.add_tile(form, total)  # type: ignore[arg-type]
+        form.add_tile(form, total)
         own = total.flatten(2).flatten(0, 1).diagonal().reshape(PROBES, BATCH).double()
         torch.testing.assert_close(own, norms, rtol=0.02, atol=0)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-if TYPE_CHECKING:
-    from ntkscope.engines.torch.reverse.written.program import Parting, Program, Reach
+from ntkscope.engines.torch.reverse.written.layout import Layout, Reach, SplitOutput
 
-__all__ = ["Tape"]
+__all__ = ["GradientStore"]
 
 
-class Tape:
+class GradientStore:
     """The gradients of one reverse pass.
 
     Args:
-        program: What is run.
+        layout: Of the program that is run.
         reach: What is passed.
         leading: (k, B).
         like: Has the gradients' dtype and device.
@@ -27,9 +26,8 @@ class Tape:
         runs: The gradients of uses that lie side by side, shape (R, k, B, *shape).
     """
 
-    def __init__(self, program: Program, reach: Reach, leading: tuple[int, int], like: Tensor) -> None:
-        self._program = program
-        self._views = program.views
+    def __init__(self, layout: Layout, reach: Reach, leading: tuple[int, int], like: Tensor) -> None:
+        self._views = layout.views
         self._leading = leading
         self._like = like
         self._gradients: dict[fx.Node, Any] = {}
@@ -37,27 +35,27 @@ class Tape:
         self._fresh: set[fx.Node] = set()
         self._apart: dict[fx.Node, Tensor] = {}
         self.runs: dict[tuple[int, ...], Tensor] = {}
-        for run in program.runs:
-            self._begin_run(run, [node for n in run if n in reach.uses and (node := program.tapped[n])])
+        for run in layout.runs:
+            self._begin_run(run, [node for n in run if n in reach.uses and (node := layout.tapped[n])])
         for number, places in reach.parts.items():
-            self._begin_parts(program.tapped[number], program.parted[number], places)
+            self._begin_parts(layout.tapped[number], layout.split_outputs[number], places)
 
     def _begin_run(self, run: tuple[int, ...], nodes: list[fx.Node]) -> None:
         if nodes:
             self.runs[run] = self._empty((len(nodes), *self._leading, *nodes[0].meta["shape"]))
             self._lend(zip(nodes, self.runs[run].unbind(), strict=True))
 
-    def _begin_parts(self, base: fx.Node | None, parting: Parting, places: range) -> None:
+    def _begin_parts(self, base: fx.Node | None, split: SplitOutput, places: range) -> None:
         assert base is not None
         shape = list(base.meta["shape"])
-        shape[parting.axis] = len(places)
+        shape[split.axis] = len(places)
         block = self._gradients[base] = self._empty((*self._leading, *shape))
-        parts = dict(zip(places, block.unbind(parting.axis + 2), strict=True))
+        parts = dict(zip(places, block.unbind(split.axis + 2), strict=True))
         for place in places:
-            if place not in parting.parts:
+            if place not in split.parts:
                 parts[place].zero_()
-        self._gradients[parting.split] = parts
-        self._lend((parting.parts[place], parts[place]) for place in places if place in parting.parts)
+        self._gradients[split.operation] = parts
+        self._lend((split.parts[place], parts[place]) for place in places if place in split.parts)
 
     def _lend(self, memory: Iterable[tuple[fx.Node, Tensor]]) -> None:
         for node, block in memory:

@@ -1,0 +1,227 @@
+"""What an engine offers: J as a map, the structure of single samples, and counts to plan with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkscope.operators.ledger import Ledger
+from ntkscope.operators.space import Factor, Map, Small
+
+__all__ = ["Directions", "Engine", "Machine", "Refusal", "Samples", "Sizes"]
+
+#: ``directions(probes, samples)``: signs ±1 over the parameters, int8, shape (k, B, p).
+Directions: TypeAlias = Callable[[range, range], NDArray[np.int8]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device does in a second.
+
+    Attributes:
+        flops: Floating-point operations of matrix products.
+        elements: Numbers written by elementwise operations.
+        call: Seconds that one tensor operation takes at least.
+    """
+
+    flops: float
+    elements: float
+    call: float
+
+    def seconds(self, flops: float, elements: float, calls: float) -> float:
+        """Predicted time of work with these counts."""
+        return flops / self.flops + elements / self.elements + calls * self.call
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The counts of a problem.
+
+    Attributes:
+        n: Size of the state.
+        p: Number of parameters.
+        batch: Samples, or 1 if they are coupled.
+        outputs: State of one sample.
+        operations: Tensor operations of one forward pass of the batch.
+        elements: Numbers that it writes.
+        flops: Its floating-point operations.
+        taps: Numbers in all output gradients of one sample and probe, where the layers are known.
+        gradient_flops: Work of the parameter gradients' norms of one sample and probe.
+        general: Parameters that take the general way.
+        used: Parameters in all operations together, one that is used twice counted twice.
+        pieces: Parts of the state that are pulled back on their own.
+        kernels: Kernels that are measured together.
+        budget: Bytes to work in.
+        itemsize: Bytes of a number.
+    """
+
+    n: int
+    p: int
+    batch: int
+    outputs: int
+    operations: int
+    elements: int
+    flops: int
+    taps: int = 0
+    gradient_flops: float = 0.0
+    general: int = 0
+    used: int = 0
+    pieces: int = 1
+    kernels: int = 1
+    budget: int = 1 << 30
+    itemsize: int = 4
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there is no per-sample structure."""
+
+    reason: str
+
+
+class Samples(Protocol):
+    """The Jacobian J_b of every sample b on its own.
+
+    Attributes:
+        batch: B, the number of samples.
+        outputs: s, the size of one sample's state.
+    """
+
+    @property
+    def batch(self) -> int:
+        """B, the number of samples."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """The size of one sample's state."""
+        ...
+
+    def squares(self, signs: NDArray[np.int8]) -> Small:
+        """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs."""
+        ...
+
+    def forward_squares(self, count: int, directions: Directions) -> Small:
+        """‖J_b u_b‖² with a direction of its own for every probe and sample: shape (count, B); JVPs.
+
+        Raises:
+            ValueError: If the model has no forward mode.
+        """
+        ...
+
+    @property
+    def direction_size(self) -> int:
+        """Length of a sample's direction in :meth:`forward_squares`."""
+        ...
+
+    def exact_squares(self, report: Callable[[int, int], None]) -> Small:
+        """‖J_b‖²_F of every sample, exactly: shape (B,); s VJPs."""
+        ...
+
+    def exact_moments(
+        self, others: Sequence[Samples], report: Callable[[int, int], None]
+    ) -> tuple[Small, Small]:
+        """Traces (c,) and inner products (c, c) of this kernel and the others, exactly."""
+        ...
+
+    def is_comparable(self, other: Samples) -> bool:
+        """Whether the other's samples lie along the same axes of the state."""
+        ...
+
+    def describe(self) -> str:
+        """What is known of the model, in words."""
+        ...
+
+
+class Engine(Protocol):
+    """One model on one batch: J = ∂state/∂parameters, whatever the framework.
+
+    Attributes:
+        ledger: Where every product is entered.
+        budget: Bytes that one step of work may take.
+    """
+
+    ledger: Ledger
+    budget: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, p): states and parameters."""
+        ...
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the state."""
+        ...
+
+    @property
+    def state(self) -> Any:
+        """The state at the parameters' values, detached."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """In which the products run."""
+        ...
+
+    @property
+    def device(self) -> Any:
+        """Where the state lives."""
+        ...
+
+    def session(self) -> AbstractContextManager[None]:
+        """The context in which all work with this engine is done."""
+        ...
+
+    def map(self) -> Factor:
+        """J, shape (n, p); its ``T`` is Jᵀ."""
+        ...
+
+    def kernel_map(self) -> Map:
+        """K = JJᵀ, shape (n, n)."""
+        ...
+
+    def check_forward(self) -> None:
+        """Tries forward mode.
+
+        Raises:
+            NotImplementedError: If there are no products Ju.
+        """
+        ...
+
+    def samples(self) -> Samples | Refusal:
+        """The structure of single samples, or why there is none; found out once."""
+        ...
+
+    def sizes(self, kernels: int = 1) -> Sizes:
+        """Counts to plan with; nothing of the model runs, but what finds the samples."""
+        ...
+
+    def machine(self) -> Machine:
+        """What the device does in a second."""
+        ...
+
+    def dense(self) -> Any:
+        """K itself, shape (n, n), as an array of the framework."""
+        ...
+
+    def matrix(self, other: Any) -> Any:
+        """Another kernel given as an array, on this device in this dtype.
+
+        Raises:
+            ValueError: If it is not finite or not symmetric.
+        """
+        ...
+
+    def at(self, model: Any) -> Engine:
+        """The same state of the same model with other parameters.
+
+        Raises:
+            ValueError: If the state has another shape.
+        """
+        ...

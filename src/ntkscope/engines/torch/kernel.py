@@ -1,0 +1,298 @@
+"""The engine of torch models: state, J, samples and sizes of one model on one batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ntkscope.engines.base import Directions, Machine, Refusal, Sizes
+from ntkscope.engines.torch import machine
+from ntkscope.engines.torch.errors import StructureError
+from ntkscope.engines.torch.jacobian import Jacobian
+from ntkscope.engines.torch.maps import ForwardMap, KernelMap
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET
+from ntkscope.engines.torch.modes import undisturbed
+from ntkscope.engines.torch.samples.axes import BatchDim
+from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.engines.torch.samples.tangents import SampleTangents
+from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel, kernel_inner_products
+from ntkscope.engines.torch.state import StateFunction
+from ntkscope.operators.ledger import Ledger
+from ntkscope.operators.space import Small
+
+__all__ = ["TorchEngine", "TorchSamples", "accepts", "make"]
+
+
+def accepts(model: Any) -> bool:
+    """Whether a model is one of torch."""
+    return isinstance(model, nn.Module)
+
+
+class TorchEngine:
+    """One torch module on one batch, as :class:`ntkscope.engines.base.Engine` describes it.
+
+    Args:
+        model: The module.
+        inputs: What it is called with.
+        outputs: Picks the state from what the model returns.
+        layer: Name of a submodule whose output is the state.
+        batch_dim: The axis of the inputs that holds the samples; ``None``: they are coupled.
+        memory_budget: Bytes that one step of work may take.
+        chunk_size: Vectors in a chunk.
+        proven: The same state at another moment, whose module was found to be fit.
+
+    Raises:
+        TypeError: As :class:`ntkscope.NTK`.
+        ValueError: As :class:`ntkscope.NTK`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        *,
+        outputs: Callable[[Any], Tensor] | None = None,
+        layer: str | None = None,
+        batch_dim: BatchDim | None = 0,
+        memory_budget: int = DEFAULT_BUDGET,
+        chunk_size: int | None = None,
+        proven: StateFunction | None = None,
+    ) -> None:
+        self.ledger = Ledger()
+        self.budget = memory_budget
+        self.function = StateFunction(model, inputs, outputs, layer, proven=proven)
+        self.jacobian = Jacobian(self.function, memory_budget, chunk_size, ledger=self.ledger)
+        self._options: dict[str, Any] = {
+            "outputs": outputs,
+            "layer": layer,
+            "batch_dim": batch_dim,
+            "memory_budget": memory_budget,
+            "chunk_size": chunk_size,
+        }
+        self._samples: TorchSamples | Refusal | None = None
+
+    # What it is.
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, p)."""
+        return self.jacobian.shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the state."""
+        return self.function.output_shape
+
+    @property
+    def state(self) -> Tensor:
+        """The state at the parameters' values."""
+        return self.function.state
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The state's dtype, in which the products run."""
+        return self.function.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lives."""
+        return self.function.device
+
+    def session(self) -> AbstractContextManager[None]:
+        """One thread at a time, outside of inference mode."""
+        return undisturbed()
+
+    # Products.
+
+    def map(self) -> ForwardMap:
+        """J, shape (n, p)."""
+        return ForwardMap(self.jacobian)
+
+    def kernel_map(self) -> KernelMap:
+        """K = JJᵀ, both products chunk by chunk."""
+        return KernelMap(self.jacobian)
+
+    def check_forward(self) -> None:
+        """As :meth:`ntkscope.engines.base.Engine.check_forward`."""
+        self.jacobian.check_forward()
+
+    # Structure.
+
+    def samples(self) -> TorchSamples | Refusal:
+        """The Jacobian of every sample on its own, or why there is none."""
+        if self._samples is None:
+            self._samples = self._find_samples()
+        return self._samples
+
+    def _find_samples(self) -> TorchSamples | Refusal:
+        batch_dim = self._options["batch_dim"]
+        if batch_dim is None:
+            return Refusal("batch_dim=None says that they are coupled")
+        try:
+            return TorchSamples(SampleJacobian(self.function, batch_dim, self.budget, ledger=self.ledger))
+        except StructureError as error:
+            return Refusal(str(error))
+
+    def sizes(self, kernels: int = 1) -> Sizes:
+        """Counts to plan with."""
+        forward = self.function.forward_size
+        n, p = self.shape
+        base = Sizes(
+            n=n,
+            p=p,
+            batch=1,
+            outputs=n,
+            operations=forward.operations,
+            elements=forward.elements,
+            flops=forward.flops,
+            kernels=kernels,
+            budget=self.budget,
+            itemsize=self.function.state.element_size(),
+        )
+        samples = self.samples()
+        if isinstance(samples, Refusal):
+            return base
+        jacobian = samples.jacobian
+        return dataclasses.replace(
+            base,
+            batch=jacobian.batch,
+            outputs=jacobian.outputs,
+            taps=sum(math.prod(use.tap_shape) for use in jacobian.graph.uses),
+            gradient_flops=jacobian.gradient_flops(),
+            used=jacobian.used_parameters(),
+            general=jacobian.general_size,
+            pieces=len(jacobian.graph.pieces),
+        )
+
+    def machine(self) -> Machine:
+        """How fast the device is at this dtype."""
+        return machine.timed(self.device, self.dtype)
+
+    # Matrices.
+
+    def dense(self) -> Tensor:
+        """K itself, shape (n, n), in tiles."""
+        samples = self.samples()
+        source = WholeRows(self.jacobian) if isinstance(samples, Refusal) else SampleRows(samples.jacobian)
+        return dense_kernel(source, self.shape[0], self.budget)
+
+    def matrix(self, other: Any) -> Tensor:
+        """As :meth:`ntkscope.engines.base.Engine.matrix`."""
+        matrix = torch.as_tensor(other).to(self.device, self.dtype)
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError("the other kernel has entries that are not finite; look for nan and inf in it")
+        if not torch.allclose(matrix, matrix.mT, rtol=1e-3, atol=1e-3 * float(matrix.abs().max())):
+            raise ValueError(
+                "the other kernel is not symmetric, as a kernel is; pass (A + A.T) / 2 if it nearly is"
+            )
+        return matrix
+
+    # Later in training.
+
+    def at(self, model: nn.Module) -> TorchEngine:
+        """The same state with other parameters; the structure is kept if it still holds."""
+        twin = TorchEngine(model, self.function.inputs, **self._options, proven=self.function)
+        if twin.output_shape != self.output_shape:
+            raise ValueError(
+                f"the model's state has shape {twin.output_shape} now, expected {self.output_shape}; "
+                "make a new NTK of it"
+            )
+        if isinstance(self._samples, TorchSamples):
+            try:
+                twin._samples = TorchSamples(self._samples.jacobian.at(twin.function, twin.ledger))
+            except StructureError:
+                # Another way through the model, or other constants: it is traced when it is needed.
+                twin._samples = None
+        return twin
+
+
+make = TorchEngine
+
+
+class TorchSamples:
+    """A :class:`SampleJacobian` as :class:`ntkscope.engines.base.Samples` describes it.
+
+    Args:
+        jacobian: The samples and their graph.
+    """
+
+    def __init__(self, jacobian: SampleJacobian) -> None:
+        self.jacobian = jacobian
+        self._tangents: SampleTangents | None = None
+
+    @property
+    def batch(self) -> int:
+        """B, the number of samples."""
+        return self.jacobian.batch
+
+    @property
+    def outputs(self) -> int:
+        """The size of one sample's state."""
+        return self.jacobian.outputs
+
+    def squares(self, signs: NDArray[np.int8]) -> Small:
+        """‖J_bᵀz_b‖² for probes of shape (n, k), to (k, B)."""
+        z = self._tensor(signs.T)
+        return np.asarray(self.jacobian.squared_norms(z).cpu().numpy(), dtype=np.float64)
+
+    def forward_squares(self, count: int, directions: Directions) -> Small:
+        """‖J_b u_b‖² with a direction for every probe and sample: shape (count, B)."""
+        norms = self.tangents().squared_norms(
+            count, lambda probes, samples: self._tensor(directions(probes, samples))
+        )
+        self.jacobian.ledger.add(jvps=count)
+        return np.asarray(norms.cpu().numpy(), dtype=np.float64)
+
+    @property
+    def direction_size(self) -> int:
+        """Length of a sample's direction."""
+        return self.tangents().size
+
+    def tangents(self) -> SampleTangents:
+        """The forward half, checked once.
+
+        Raises:
+            ValueError: If an operation has no forward mode, or a wrong one.
+        """
+        if self._tangents is None:
+            try:
+                self._tangents = SampleTangents(self.jacobian)
+            except StructureError as error:
+                raise ValueError(
+                    f"method 'per-sample-forward' does not apply: {error}; use 'per-sample'"
+                ) from error
+        return self._tangents
+
+    def exact_squares(self, report: Callable[[int, int], None]) -> Small:
+        """‖J_b‖²_F of every sample, by one-hot probes."""
+        return np.asarray(self.jacobian.frobenius_squared(report).cpu().numpy(), dtype=np.float64)
+
+    def exact_moments(self, others: Sequence[Any], report: Callable[[int, int], None]) -> tuple[Small, Small]:
+        """Traces and inner products in tiles, by layer factors."""
+        sources = [SampleRows(samples.jacobian) for samples in (self, *others)]
+        return kernel_inner_products(sources, self.jacobian.budget, report)
+
+    def is_comparable(self, other: Any) -> bool:
+        """Whether the other's samples lie along the same axes of the state."""
+        ours, theirs = self.jacobian.axes, other.jacobian.axes
+        return (ours.batch, ours.state_axis, ours.state_shape) == (
+            theirs.batch,
+            theirs.state_axis,
+            theirs.state_shape,
+        )
+
+    def describe(self) -> str:
+        """What is known of the model, in words."""
+        return self.jacobian.describe()
+
+    def _tensor(self, signs: NDArray[np.int8]) -> Tensor:
+        function = self.jacobian.function
+        return torch.from_numpy(signs).to(function.device, function.dtype)

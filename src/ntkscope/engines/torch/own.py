@@ -1,0 +1,237 @@
+"""The user's own module, run as it was when it was taken hold of, and left as it is.
+
+A copy would go on calling the original wherever the model closes over itself: lambdas and hooks,
+``torch.vmap(self.f)``, a patched ``forward``, ``outputs=`` that uses a head. So there is no copy.
+For the time of a call every submodule gets back the attributes that it had, with parameters and
+buffers put in; what the call leaves behind (caches, counters, running averages) goes with them.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from ntkscope.engines.torch.compat import BATCH_NORMS
+
+__all__ = ["LayerTap", "OwnModule", "unwrapped"]
+
+# Among a module's hooks, a key that none of the user's has.
+_TAP = -1
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of wrappers that compute the same function.
+
+    Raises:
+        TypeError: For a TorchScript module, whose parameters cannot be exchanged.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "a TorchScript module cannot be differentiated by its parameters from outside; "
+            "pass the module that it was made from"
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    # torch.compile keeps the module that it compiled.
+    original = vars(model).get("_modules", {}).get("_orig_mod")
+    return unwrapped(original) if isinstance(original, nn.Module) else model
+
+
+class LayerTap:
+    """Watches the output of one submodule.
+
+    Args:
+        model: The model.
+        name: Dotted name of the submodule.
+
+    Raises:
+        ValueError: If there is no such submodule.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        modules = dict(model.named_modules())
+        if name not in modules or name == "":
+            known = ", ".join(itertools.islice((m for m in modules if m), 20))
+            raise ValueError(f"the model has no submodule {name!r}; its submodules are: {known}")
+        self._name = name
+        self._caught: list[Any] = []
+        self.module = modules[name]
+
+    def catch(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        """The hook that the submodule is given for the time of a call."""
+        self._caught.append(output)
+
+    def watch(self, call: Callable[[], Any]) -> Any:
+        """What the submodule returned during the call.
+
+        Raises:
+            ValueError: If it was not called exactly once.
+        """
+        self._caught.clear()
+        call()
+        caught, self._caught[:] = list(self._caught), []
+        if len(caught) != 1:
+            raise ValueError(
+                f"the submodule {self._name!r} was called {len(caught)} times in one forward pass, "
+                "expected once; return the state from the model and pick it with outputs="
+            )
+        return caught[0]
+
+
+class OwnModule:
+    """A module whose attributes are those of the moment at which this was made.
+
+    Args:
+        model: The user's module.
+        layer: Dotted name of a submodule whose output is wanted in place of the model's.
+        outputs: Picks the state from what is returned; it may use the model.
+
+    Raises:
+        TypeError: As :func:`unwrapped`.
+        ValueError: If there is no such submodule.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: str | None = None, outputs: Callable[[Any], Any] | None = None
+    ) -> None:
+        self.model = unwrapped(model)
+        self._tap = LayerTap(self.model, layer) if layer is not None else None
+        self._watched = _Watched(self.model, self._tap, outputs)
+        self._modules = list(self.model.modules())
+        self._kept = [_kept_attributes(module) for module in self._modules]
+        if self._tap is not None:
+            kept = self._kept[next(i for i, m in enumerate(self._modules) if m is self._tap.module)]
+            kept["_forward_hooks"] = collections.OrderedDict(kept["_forward_hooks"])
+            kept["_forward_hooks"][_TAP] = self._tap.catch
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """The attributes of every submodule as they were, and afterwards as they are."""
+        present = [module.__dict__ for module in self._modules]
+        cached = parametrize._cache_enabled, parametrize._cache
+        try:
+            fresh = _Fresh()
+            parametrize._cache_enabled, parametrize._cache = 0, {}
+            for module, kept in zip(self._modules, self._kept, strict=True):
+                object.__setattr__(module, "__dict__", {name: fresh(value) for name, value in kept.items()})
+            yield
+        finally:
+            _insist(lambda: _put_back(self._modules, present, cached))
+
+    def is_like(self, other: OwnModule) -> bool:
+        """Whether the other's module has the same attributes, but for parameters and buffers."""
+        mine, theirs = ([_outline(kept) for kept in own._kept] for own in (self, other))
+        return self.model is other.model and mine == theirs
+
+    def call(self, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The state, with these parameters and buffers in place of the module's own."""
+        named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        with self.as_it_was():
+            return functional_call(self._watched, named, args, kwargs)
+
+
+class _Watched(nn.Module):
+    """The model and what is picked of its output: both see the exchanged parameters."""
+
+    def __init__(self, model: nn.Module, tap: LayerTap | None, outputs: Callable[[Any], Any] | None) -> None:
+        super().__init__()
+        self.model = model
+        self._tap = tap
+        self._outputs = outputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._tap is None:
+            result = self.model(*args, **kwargs)
+        else:
+            result = self._tap.watch(lambda: self.model(*args, **kwargs))
+        return result if self._outputs is None else self._outputs(result)
+
+
+def _kept_attributes(module: nn.Module) -> dict[str, Any]:
+    """The module's attributes, with containers of their own, in which nothing hinders a product."""
+    fresh = _Fresh()
+    kept = {name: _outside_inference(fresh(value)) for name, value in vars(module).items()}
+    # A sparse gradient is the same one, in a form that few operations take.
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        kept["sparse"] = False
+    # In training mode batch norm uses the batch alone; its running averages are only written to.
+    if isinstance(module, BATCH_NORMS) and module.training:
+        averages = ("running_mean", "running_var", "num_batches_tracked")
+        kept["_buffers"] = {n: None if n in averages else b for n, b in kept["_buffers"].items()}
+        kept["track_running_stats"] = False
+    return kept
+
+
+def _outside_inference(value: Any) -> Any:
+    """A constant that was made in inference mode as one that gradients may pass by."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_inference():
+        with torch.inference_mode(False):
+            return value.clone()
+    return value
+
+
+def _outline(kept: Mapping[str, Any]) -> list[Any]:
+    """What tells two states of a module apart: plain values by their value, all else by identity."""
+    plain = (bool, int, float, str, type(None))
+    hidden = ("_parameters", "_buffers")
+    return [
+        (name, value if isinstance(value, plain) else _members(value))
+        for name, value in kept.items()
+        if name not in hidden
+    ]
+
+
+def _members(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return [(str(key), id(item)) for key, item in value.items() if key != _TAP]
+    return [id(item) for item in value] if isinstance(value, (list, set, tuple)) else id(value)
+
+
+class _Fresh:
+    """Copies of plain containers, however deep, that hold the same; one that is shared stays shared."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        kind = type(value)
+        if kind not in (dict, list, set, collections.OrderedDict, collections.deque, collections.defaultdict):
+            return value
+        if id(value) in self._known:
+            return self._known[id(value)]
+        made = value.copy()
+        self._known[id(value)] = made
+        if kind is list or kind is collections.deque:
+            for index, item in enumerate(value):
+                made[index] = self(item)
+        elif kind is not set:
+            for key, item in value.items():
+                made[key] = self(item)
+        return made
+
+
+def _put_back(modules: list[nn.Module], present: list[dict[str, Any]], cached: tuple[int, Any]) -> None:
+    for module, own in zip(modules, present, strict=True):
+        object.__setattr__(module, "__dict__", own)
+    parametrize._cache_enabled, parametrize._cache = cached
+
+
+def _insist(work: Callable[[], None]) -> None:
+    """Does the work to its end even if Ctrl-C comes; the interrupt is raised afterwards."""
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
+            work()
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt

@@ -1,0 +1,107 @@
+"""The metrics: each a monomial of traces tr K_a and inner products ⟨K_a, K_b⟩, one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeAlias
+
+from ntkscope.results import Cost, Estimate
+from ntkscope.runs.moments import Moment, MomentSource
+
+__all__ = ["METRICS", "STANDARD", "Powers", "evaluate", "kernels_of", "moments_of"]
+
+#: The exponents of the moments: ``{(0,): 2, (0, 0): -1}`` is (tr K)² / ‖K‖²_F.
+Powers: TypeAlias = Mapping[Moment, float]
+
+#: Every metric by its name. Kernel 0 is the one that is measured, kernel 1 the other one.
+METRICS: dict[str, Powers] = {
+    "trace": {(0,): 1},
+    "frobenius_norm": {(0, 0): 0.5},
+    "effective_rank": {(0,): 2, (0, 0): -1},
+    "inner_product": {(0, 1): 1},
+    "alignment": {(0, 0): -0.5, (0, 1): 1, (1, 1): -0.5},
+}
+
+#: What is measured together where nothing else is asked for.
+STANDARD = ("trace", "frobenius_norm", "effective_rank", "alignment")
+
+#: A metric and the kernels that it is of, by their numbers.
+Wanted: TypeAlias = tuple[str, tuple[int, ...]]
+
+
+def kernels_of(metric: str) -> int:
+    """How many kernels a metric takes.
+
+    >>> kernels_of("trace"), kernels_of("alignment")
+    (1, 2)
+    """
+    return 1 + max(max(moment) for moment in METRICS[metric])
+
+
+def powers_of(metric: str, kernels: Sequence[int]) -> Powers:
+    """The exponents of the moments of these kernels."""
+    powers: dict[Moment, float] = {}
+    for moment, power in METRICS[metric].items():
+        named = tuple(sorted(kernels[place] for place in moment))
+        powers[named] = powers.get(named, 0) + power
+    return MappingProxyType(powers)
+
+
+def moments_of(wanted: Iterable[Wanted]) -> tuple[Moment, ...]:
+    """All moments that some metrics need, in the order in which they are needed."""
+    needed = (moment for metric, kernels in wanted for moment in powers_of(metric, kernels))
+    return tuple(dict.fromkeys(needed))
+
+
+def evaluate(
+    source: MomentSource,
+    metric: str,
+    kernels: Sequence[int] = (0, 1),
+    *,
+    method: str,
+    cost: Cost,
+    seed: int | None = None,
+) -> Estimate:
+    """A metric from the moments of its kernels.
+
+    Args:
+        source: The moments.
+        metric: One of :data:`METRICS`.
+        kernels: The numbers of the kernels, as many as the metric takes or more.
+        method: How they were found, for the estimate.
+        cost: What was spent.
+        seed: The seed of the probes.
+
+    Returns:
+        The metric. A ratio over a zero kernel is not defined: its value is nan, and the note says so.
+    """
+    powers = powers_of(metric, kernels)
+    values = {moment: source.value(moment) for moment in powers}
+    blank = Estimate(math.nan, None, method, metric, cost=cost, seed=seed)
+    if any(not values[moment] > 0 for moment, power in powers.items() if power < 0):
+        words = metric.replace("_", " ")
+        return dataclasses.replace(blank, note=f"the {words} of a zero kernel is not defined")
+    if any(values[moment] < 0 for moment, power in powers.items() if power != int(power)):
+        note = "the squared norm came out negative; spend more products"
+        return dataclasses.replace(blank, value=0.0, note=note)
+    found = source.monomial(powers)
+    return dataclasses.replace(
+        blank,
+        value=found.summary.value,
+        stderr=found.summary.stderr,
+        method=_method(method, found.source),
+        samples=found.samples,
+        degrees_of_freedom=found.summary.degrees_of_freedom,
+        seed=None if found.summary.stderr == 0 else seed,
+        note=found.note,
+    )
+
+
+def _method(method: str, source: str) -> str:
+    """``"sketch, trace by per-sample"``; the source alone where all comes from it."""
+    if not source:
+        return method
+    return f"{method}, {source}" if source.startswith("trace by ") else source

@@ -1,0 +1,143 @@
+"""Traces from random probes of every sample on its own: no noise between samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkscope.engines.base import Machine, Samples, Sizes
+from ntkscope.operators.probes import random_signs
+from ntkscope.progress import ProgressListener
+from ntkscope.runs.group import MappedRun
+from ntkscope.runs.hutchinson import HutchinsonRun
+from ntkscope.runs.moments import IndependentMoments
+from ntkscope.ways.base import NeedsSamples, Problem, Start, per_sample_of
+from ntkscope.ways.costs import growth_of, per_sample_seconds
+
+__all__ = ["PerSample", "PerSampleForward"]
+
+_STREAM = 20
+_FORWARD_STREAM = 21
+
+# Probes that the trace is expected to need for 1%.
+_PROBES_FOR_ONE_PERCENT = 8
+
+
+def _probes(rtol: float) -> int:
+    return math.ceil(_PROBES_FOR_ONE_PERCENT * growth_of(rtol))
+
+
+class _PerSampleTrace(NeedsSamples):
+    """What the trace and its forward twin share: a mean of sums over samples."""
+
+    name = method = ""
+    is_exact = False
+
+    def is_automatic(self, of_products: bool) -> bool:
+        """Wherever it is the cheapest."""
+        return True
+
+    def serves(self, of_products: bool) -> bool:
+        """Traces alone."""
+        return not of_products
+
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
+        """The run, for the trace of one kernel."""
+        (samples,) = per_sample_of(problem, self.method)
+        run = self.trace_run(samples, problem.maps[0].shape[0], seed, problem.maps[0].epsilon)
+        return Start(MappedRun(run, lambda trace: IndependentMoments({(0,): trace})))
+
+    def trace_run(self, samples: Samples, n: int, seed: int, epsilon: float) -> HutchinsonRun:
+        """The trace alone, as a run."""
+        raise NotImplementedError
+
+
+class PerSample(_PerSampleTrace):
+    """Hutchinson's trace with independent signs for every sample: tr K = Σ_b E‖J_bᵀz_b‖².
+
+    The probes' cross-terms between samples, which only add noise, are never formed:
+    the variance falls from 2(‖K‖²_F − ΣK_ii²) to 2(Σ_b‖K_bb‖²_F − ΣK_ii²). Two probes of a
+    batch tell it already, since every sample shows its own part of it.
+    """
+
+    name = method = "per-sample"
+
+    def words(self, sizes: Sizes, rtol: float) -> str:
+        """For plans."""
+        return f"random signs for every sample, about {_probes(rtol):,} for {rtol:.2g}"
+
+    def seconds(self, sizes: Sizes, machine: Machine, rtol: float) -> float:
+        """A backward pass a probe, all of them in one forward pass."""
+        return per_sample_seconds(sizes, machine, _probes(rtol), 1)
+
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """A backward pass of the batch beside others."""
+        return per_sample_seconds(sizes, machine, 64, 1) / 64
+
+    def trace_run(self, samples: Samples, n: int, seed: int, epsilon: float) -> HutchinsonRun:
+        """The trace alone, as a run."""
+
+        def draw(start: int, stop: int) -> NDArray[np.float64]:
+            return samples.squares(random_signs(n, start, stop, seed=seed, stream=_STREAM))
+
+        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon)
+
+
+class PerSampleForward(_PerSampleTrace):
+    """Its forward twin, with a parameter direction for every sample: tr K = Σ_b E‖J_b u_b‖².
+
+    The variance is 2(Σ_b‖K_bb‖²_F − Σ_b Σ_j (J_bᵀJ_b)²_jj).
+    """
+
+    name = method = "per-sample-forward"
+
+    def words(self, sizes: Sizes, rtol: float) -> str:
+        """For plans."""
+        return f"random parameter directions for every sample, about {_probes(rtol):,} for {rtol:.2g}"
+
+    def seconds(self, sizes: Sizes, machine: Machine, rtol: float) -> float:
+        """A forward pass whose tangents take two products a layer, one with the sample's own direction."""
+        return self._seconds(sizes, machine, _probes(rtol))
+
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """The tangents of one probe beside others."""
+        return self._seconds(sizes, machine, 64) / 64
+
+    def _seconds(self, sizes: Sizes, machine: Machine, probes: int) -> float:
+        tangents = probes * sizes.batch * sizes.p
+        chunk_bytes = sizes.itemsize * probes * (2 * sizes.batch * sizes.p + 3 * sizes.elements)
+        passes = math.ceil(chunk_bytes / max(sizes.budget, 1))
+        # Signs are drawn and turned into numbers, and every use of a parameter reads its direction.
+        written = probes * 3 * sizes.elements + 3 * tangents + probes * sizes.batch * sizes.used
+        # Before the first probes, forward mode is checked by one product and its transpose.
+        calls = 4 * sizes.operations * (passes + 1)
+        return machine.seconds(sizes.flops * (5 + 2.0 * probes), 3 * sizes.elements + written, calls)
+
+    def trace_run(self, samples: Samples, n: int, seed: int, epsilon: float) -> HutchinsonRun:
+        """The trace alone, as a run.
+
+        Raises:
+            ValueError: If the model has no forward mode.
+        """
+        size, batch = samples.direction_size, samples.batch
+
+        def draw(start: int, stop: int) -> NDArray[np.float64]:
+            def directions(probes: range, part: range) -> NDArray[np.int8]:
+                # A column of signs for every probe and sample, whatever the chunks.
+                columns = [
+                    random_signs(
+                        size,
+                        (start + probe) * batch + part.start,
+                        (start + probe) * batch + part.stop,
+                        seed=seed,
+                        stream=_FORWARD_STREAM,
+                    ).T
+                    for probe in probes
+                ]
+                return np.stack(columns)
+
+            return samples.forward_squares(stop - start, directions)
+
+        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon)
