@@ -33,8 +33,6 @@ _FAILING = {
         "test_checks::test_coupling_of_gradients_alone[dtype1-3e-06-1e-08]",
     ],
     5: [
-        "test_inner_gradients::test_a_state_that_no_parameter_reaches[auto-unused]",
-        "test_inner_gradients::test_a_state_that_no_parameter_reaches[exact-unused]",
         "test_inner_gradients::test_a_state_that_no_parameter_reaches[sketch-times zero]",
         "test_inner_gradients::test_a_state_that_no_parameter_reaches[sketch-unused]",
         "test_inner_gradients::test_differentiates_inside[Forces-shape0]",
