@@ -195,6 +195,7 @@ class StateFunction:
             del state
             self.forward_size = meter.size()
             self._witness = Witness(z, {name: self._real(name, g) for name, g in gradients.items()})
+            _check_finite(self._witness.gradients)
             if not known:
                 self._compare_with_exchanged(z)
 
@@ -261,6 +262,16 @@ def _differing(
         if not difference <= epsilon**0.5 * float(one.norm()) + floor:
             return name
     return ""
+
+
+def _check_finite(gradients: Mapping[str, Tensor | None]) -> None:
+    """Refuses gradients of which no kernel can be made."""
+    for name, gradient in gradients.items():
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            raise ValueError(
+                f"the gradient of the parameter {name!r} has entries that are NaN or infinite, though the "
+                "state has none; look for a root, logarithm or norm at 0, or use a model of higher precision"
+            )
 
 
 def _check_leaves(state: Tensor, parameters: Iterable[Tensor], inputs: Any) -> None:
