@@ -22,7 +22,7 @@ from zoo import BY_NAME, Case, each, paper_mlp
 def test_auto_takes_the_planners_choice(take: Callable[[str], None]) -> None:
     ntk = BY_NAME["mlp"].shared()
     take("per-sample")
-    assert ntk.trace().method == "per-sample"
+    assert ntk.trace(rtol=1.0).method == "per-sample"
     take("exact (n VJPs)")
     assert ntk.trace().method == "exact (n VJPs)"
     take("xnystrace")

@@ -14,12 +14,12 @@ from ntkscope.operators.ledger import Meter
 from ntkscope.progress import ProgressListener, progress_bar
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.runs.drive import Run, drive
-from ntkscope.runs.group import Fixed, GroupRun, MappedRun
+from ntkscope.runs.group import Fixed, GroupRun, MappedRun, Priced
 from ntkscope.runs.moments import MomentSource, TraceFromElsewhere
 from ntkscope.settings import DEFAULT_RTOL, Options
 from ntkscope.ways.base import Problem, Start, Way, per_sample_of
 from ntkscope.ways.per_sample import PerSample, PerSampleForward
-from ntkscope.ways.plan import Plan, make_plan, ways_of
+from ntkscope.ways.plan import Plan, exact_instead, make_plan, ways_of
 from ntkscope.ways.table import methods_of
 
 __all__ = ["METHODS", "Request", "measure", "measure_all", "plan", "single"]
@@ -200,10 +200,36 @@ def _run(request: Request, options: Options, form: Callable[[list[Estimate], Cos
             start.run.grow(start.run.minimum)
             return finish(start.run.result(), way.name, None)
         run = MappedRun(start.run, lambda source: finish(source, way.name, options.seed))
-        exact = None
-        if start.exact is not None:
-            exact = MappedRun(start.exact, lambda source: finish(source, "exact", None))
-        return drive(run, options, exact=exact, progress=listener.listener)
+        name, exact = _exact_instead(request, problem, options, way, start, listener)
+        instead = None if exact is None else MappedRun(exact, lambda source: finish(source, name, None))
+        return drive(run, options, exact=instead, progress=listener.listener)
+
+
+def _exact_instead(
+    request: Request,
+    problem: Problem,
+    options: Options,
+    way: Way,
+    start: Start,
+    listener: ProgressListener,
+) -> tuple[str, Run[MomentSource] | None]:
+    """What is run in place of an estimate that would cost as much: its name, and the run.
+
+    A method that was asked for by name is taken at its word until its products would give every
+    column of the kernels; random probes of single samples, and what ``"auto"`` chose, until the
+    cheapest exact way costs as much.
+    """
+    best = exact_instead(problem, way)
+    if best is None:
+        return "exact", start.exact
+    exact, price = best
+    if way.needs_model and not options.to_tolerance:
+        return "", None
+    if not way.needs_model and request.method != "auto":
+        if start.exact is None:
+            return "", None
+        price = start.exact.minimum
+    return exact.name, Priced(lambda: exact.start(problem, options.seed, listener).run, price)
 
 
 def _start(

@@ -30,6 +30,12 @@ __all__ = ["NTK", "measure_all"]
 BatchDim: TypeAlias = "int | tuple[int | None, ...] | Mapping[str, int | None]"
 
 
+_NO_COPY = (
+    "an NTK cannot be copied or pickled, since it runs the user's own module; make a new one of the "
+    "model's copy, or keep what was measured (to_dict())"
+)
+
+
 class NTK:
     """K = JJᵀ, with J = ∂state/∂parameters of a model at its present parameters.
 
@@ -115,6 +121,12 @@ class NTK:
         twin = NTK.__new__(NTK)
         twin.engine = self.engine.at(model)
         return twin
+
+    def __deepcopy__(self, memo: Any) -> NTK:
+        raise TypeError(_NO_COPY)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(_NO_COPY)
 
     # What it is.
 

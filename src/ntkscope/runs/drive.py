@@ -163,7 +163,13 @@ def drive(
     ending = _grow(run, budget, progress, clock)
     affordable = options.max_products is None or (exact is not None and exact.minimum <= options.max_products)
     if ending == "limit" and exact is not None and affordable:
-        return _finish(exact, progress)
+        try:
+            return _finish(exact, progress)
+        except KeyboardInterrupt:
+            # What the run has found by then is known all the same.
+            if not _has_result(run):
+                raise
+            ending = "interrupted"
     stamped: Result = _stamp(run.result(), ending, budget)
     return stamped
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from ntkscope.runs.drive import Run
 
-__all__ = ["Fixed", "GroupRun", "MappedRun", "Once"]
+__all__ = ["Fixed", "GroupRun", "MappedRun", "Once", "Priced"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -57,6 +57,35 @@ class Once(Generic[Result]):
         if not self._found:
             raise ValueError("the exact work has not been done; grow the run first")
         return self._found[0]
+
+
+class Priced(Generic[Result]):
+    """An exact run that stands in for another one, at a price in that one's products.
+
+    Args:
+        make: Makes the exact run when it is needed.
+        price: As many products of the other run are worth it.
+    """
+
+    quantum = 1
+    stride = math.inf
+
+    def __init__(self, make: Callable[[], Run[Result]], price: int) -> None:
+        self._make = make
+        self._run: Run[Result] | None = None
+        self.minimum = max(1, price)
+
+    def grow(self, products: int) -> None:
+        """Runs it to its end, where that is paid."""
+        if products >= self.minimum:
+            self._run = self._run or self._make()
+            self._run.grow(self._run.minimum)
+
+    def result(self) -> Result:
+        """What it found; a ValueError before."""
+        if self._run is None:
+            raise ValueError(f"the exact run has not begun; spend {self.minimum} products")
+        return self._run.result()
 
 
 class MappedRun(Generic[Part, Result]):

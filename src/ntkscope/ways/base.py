@@ -195,6 +195,10 @@ class Way(Protocol):
         """Predicted time to a relative tolerance."""
         ...
 
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """Predicted time of one product of a run that grows."""
+        ...
+
     def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run.
 

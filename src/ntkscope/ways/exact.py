@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from ntkscope.engines.base import Machine, Sizes
@@ -27,6 +28,10 @@ class _Exact:
     def is_automatic(self, of_products: bool) -> bool:
         """Wherever it is the cheapest."""
         return True
+
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """It is done at once."""
+        return math.inf
 
 
 class _NeedsModel:

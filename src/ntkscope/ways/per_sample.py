@@ -72,6 +72,10 @@ class PerSample(_PerSampleTrace):
         """A backward pass a probe, all of them in one forward pass."""
         return per_sample_seconds(sizes, machine, _probes(rtol), 1)
 
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """A backward pass of the batch beside others."""
+        return per_sample_seconds(sizes, machine, 64, 1) / 64
+
     def trace_run(self, samples: Samples, n: int, seed: int, epsilon: float) -> HutchinsonRun:
         """The trace alone, as a run."""
 
@@ -95,7 +99,13 @@ class PerSampleForward(_PerSampleTrace):
 
     def seconds(self, sizes: Sizes, machine: Machine, rtol: float) -> float:
         """A forward pass whose tangents take two products a layer, one with the sample's own direction."""
-        probes = _probes(rtol)
+        return self._seconds(sizes, machine, _probes(rtol))
+
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """The tangents of one probe beside others."""
+        return self._seconds(sizes, machine, 64) / 64
+
+    def _seconds(self, sizes: Sizes, machine: Machine, probes: int) -> float:
         tangents = probes * sizes.batch * sizes.p
         chunk_bytes = sizes.itemsize * probes * (2 * sizes.batch * sizes.p + 3 * sizes.elements)
         passes = math.ceil(chunk_bytes / max(sizes.budget, 1))

@@ -5,6 +5,7 @@ Nothing here runs a model. ``NTK.explain()`` prints a :class:`Plan`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,7 +14,10 @@ from ntkscope.settings import Options
 from ntkscope.ways.base import Problem, Way
 from ntkscope.ways.table import WAYS
 
-__all__ = ["Plan", "Prediction", "choose", "make_plan", "predict"]
+__all__ = ["Plan", "Prediction", "choose", "exact_instead", "make_plan", "predict", "ways_of"]
+
+# An ordinary processor.
+_USUAL = Machine(flops=5e10, elements=1e9, call=5e-6)
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,23 @@ def ways_of(quantity: str, problem: Problem, method: str, options: Options) -> I
     rest = sorted((w for w in plan.ways if not w.why_not and w is not plan.choice), key=lambda w: w.seconds)
     yield plan.choice.way
     yield from (w.way for w in rest if method == "auto" or w.exact)
+
+
+def exact_instead(problem: Problem, way: Way) -> tuple[Way, int] | None:
+    """The cheapest exact way of models' kernels, and the products of another way that it is worth.
+
+    Prices come from counts at fixed speeds: where a run ends must not depend on the clock.
+    """
+    sizes = problem.sizes
+    if sizes is None:
+        return None
+    ways = [w for w in WAYS if w.is_exact and w.needs_model and w.serves(problem.of_products)]
+    possible = [w for w in ways if not w.why_not(problem)]
+    if not possible:
+        return None
+    best = min(possible, key=lambda w: w.seconds(sizes, _USUAL, problem.rtol))
+    price = best.seconds(sizes, _USUAL, problem.rtol) / way.product_seconds(sizes, _USUAL)
+    return best, math.ceil(price)
 
 
 def _pays_for_exact(problem: Problem, options: Options) -> bool:

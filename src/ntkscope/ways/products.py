@@ -75,6 +75,10 @@ class _Products:
         each = vjp_seconds(sizes, machine, count) + jvp_seconds(sizes, machine, count)
         return sizes.kernels * each
 
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """An NTK product beside others."""
+        return (vjp_seconds(sizes, machine, 64) + jvp_seconds(sizes, machine, 64)) / 64
+
 
 @dataclass(frozen=True)
 class Shared(_Products):
@@ -127,6 +131,10 @@ class Gram(_Products):
     def seconds(self, sizes: Sizes, machine: Machine, rtol: float) -> float:
         """So many VJPs of every kernel."""
         return sizes.kernels * vjp_seconds(sizes, machine, self.products(rtol))
+
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """A VJP beside others."""
+        return vjp_seconds(sizes, machine, 64) / 64
 
     def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run."""
@@ -189,6 +197,11 @@ class OneSided(_Products):
     is_reverse: bool
     needs: str
     traces_alone = True
+
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """A VJP or a JVP beside others."""
+        count = vjp_seconds if self.is_reverse else jvp_seconds
+        return count(sizes, machine, 64) / 64
 
     def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, and the exact one that a large budget turns it into."""

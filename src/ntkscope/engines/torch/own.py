@@ -90,26 +90,25 @@ class OwnModule:
     Args:
         model: The user's module.
         layer: Dotted name of a submodule whose output is wanted in place of the model's.
+        outputs: Picks the state from what is returned; it may use the model.
 
     Raises:
         TypeError: As :func:`unwrapped`.
         ValueError: If there is no such submodule.
     """
 
-    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, layer: str | None = None, outputs: Callable[[Any], Any] | None = None
+    ) -> None:
         self.model = unwrapped(model)
         self._tap = LayerTap(self.model, layer) if layer is not None else None
+        self._watched = _Watched(self.model, self._tap, outputs)
         self._modules = list(self.model.modules())
         self._kept = [_kept_attributes(module) for module in self._modules]
         if self._tap is not None:
             kept = self._kept[next(i for i, m in enumerate(self._modules) if m is self._tap.module)]
             kept["_forward_hooks"] = collections.OrderedDict(kept["_forward_hooks"])
             kept["_forward_hooks"][_TAP] = self._tap.catch
-
-    @property
-    def is_tapped(self) -> bool:
-        """Whether the output of a submodule is wanted."""
-        return self._tap is not None
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
@@ -131,13 +130,27 @@ class OwnModule:
         return self.model is other.model and mine == theirs
 
     def call(self, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model (or its layer) returns, with these parameters and buffers in place of its own."""
-
-        def run() -> Any:
-            return functional_call(self.model, dict(tensors), args, kwargs)
-
+        """The state, with these parameters and buffers in place of the module's own."""
+        named = {f"model.{name}": tensor for name, tensor in tensors.items()}
         with self.as_it_was():
-            return run() if self._tap is None else self._tap.watch(run)
+            return functional_call(self._watched, named, args, kwargs)
+
+
+class _Watched(nn.Module):
+    """The model and what is picked of its output: both see the exchanged parameters."""
+
+    def __init__(self, model: nn.Module, tap: LayerTap | None, outputs: Callable[[Any], Any] | None) -> None:
+        super().__init__()
+        self.model = model
+        self._tap = tap
+        self._outputs = outputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._tap is None:
+            result = self.model(*args, **kwargs)
+        else:
+            result = self._tap.watch(lambda: self.model(*args, **kwargs))
+        return result if self._outputs is None else self._outputs(result)
 
 
 def _kept_attributes(module: nn.Module) -> dict[str, Any]:

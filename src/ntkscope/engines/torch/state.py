@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ntkscope.engines.torch.capture import as_arguments, check_state, checked_inputs
+from ntkscope.engines.torch.errors import first_line
+from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.meter import ForwardMeter
 from ntkscope.engines.torch.modes import CHECK_SEED, differentiable_operations, has_recurrence, undisturbed
 from ntkscope.engines.torch.own import OwnModule
@@ -85,13 +87,18 @@ class StateFunction:
                 "wrap a function in a module whose parameters it uses"
             )
         with undisturbed():
-            self._own = OwnModule(model, layer)
-            self._outputs = outputs
+            self._own = OwnModule(model, layer, outputs)
+            self._chosen = layer is not None or outputs is not None
             self._recurrent = has_recurrence(self._own.model)
             with self._own.as_it_was():
                 named = dict(self._own.model.named_parameters())
                 buffers = dict(self._own.model.named_buffers())
             self._trainable = {name: p for name, p in named.items() if p.requires_grad}
+            if any(p.is_inference() for p in named.values()):
+                raise ValueError(
+                    "the model was made in torch.inference_mode(), so it has no gradients; "
+                    "make it (or load it) outside of that context"
+                )
             self._complex = {name for name, p in self._trainable.items() if p.is_complex()}
             self._buffers = {name: buffer.detach().clone() for name, buffer in buffers.items()}
             self._frozen = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
@@ -143,8 +150,8 @@ class StateFunction:
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         own = {} if parameters is None else {**self._frozen, **parameters}
         with self.operations():
-            result = self._own.call({**own, **buffers}, args, kwargs)
-            return result if self._outputs is None else self._outputs(result)
+            state: Tensor = self._own.call({**own, **buffers}, args, kwargs)
+            return state
 
     def same_constants(self, other: StateFunction) -> bool:
         """Whether the other is the same but for the values of its parameters."""
@@ -177,7 +184,7 @@ class StateFunction:
         with torch.random.fork_rng(devices=devices):
             with _without_hooks(self._trainable.values()), ForwardMeter() as meter:
                 state = self._run(None, self.inputs)
-                check_state(state, self._own.is_tapped or self._outputs is not None)
+                check_state(state, self._chosen)
             self.state, self.output_shape = state.detach(), tuple(state.shape)
             z = torch.randn(
                 state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
@@ -196,24 +203,32 @@ class StateFunction:
         if not state.requires_grad:
             return dict.fromkeys(leaves)
         with self.operations():
-            found = torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True)
+            # What the user's module keeps of an earlier pass stays usable.
+            found = torch.autograd.grad(state, list(leaves.values()), z, allow_unused=True, retain_graph=True)
         dense = [g.to_dense() if g is not None and g.layout != torch.strided else g for g in found]
         return dict(zip(leaves, dense, strict=True))
 
     def _compare_with_exchanged(self, z: Tensor) -> None:
         """The state and its gradients once more, with other tensors in the place of the parameters."""
         leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
-        state = self(leaves)
+        try:
+            state = self(leaves)
+            found = state.detach()
+            gradients = self._gradients(state, leaves, z)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"the model does not run with its parameters exchanged ({first_line(error)}): its forward or "
+                "backward pass reaches them by a path of its own, as adjoint solvers do; differentiate "
+                "through the plain operations instead (such as odeint in place of odeint_adjoint)"
+            ) from error
         tolerance = 64 * torch.finfo(self.dtype).eps * float(self.state.abs().max())
-        if (
-            state.shape != self.state.shape
-            or not float((state.detach() - self.state).abs().max()) <= tolerance
-        ):
+        if found.shape != self.state.shape or not float((found - self.state).abs().max()) <= tolerance:
             raise ValueError(
                 "two evaluations of the model on the same inputs differ, so it is random "
                 "(dropout?); call model.eval() first, or make its randomness an input"
             )
-        gradients = self._gradients(state, leaves, z)
         missed = _differing(self._witness.gradients, gradients, self.dtype)
         if missed:
             raise ValueError(
