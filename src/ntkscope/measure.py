@@ -244,7 +244,9 @@ def _start(
             # Only trying tells whether there are forward products; what is next does without.
             failure = failure or error
             continue
-        source = None if way.is_exact else _trace_source(request, problem, options, listener)
+        source = (
+            None if way.is_exact or way.needs_model else _trace_source(request, problem, options, listener)
+        )
         return way, start if source is None else _with_trace(start, source)
     assert failure is not None
     raise failure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["KNOWN"]
+__all__ = ["KNOWN", "KNOWN_OF_OLD_TORCH"]
 
 _REASONS = {
     1: "class 1: a copy is measured, not the user's own module",
@@ -33,8 +33,6 @@ _FAILING = {
         "test_checks::test_coupling_of_gradients_alone[dtype1-3e-06-1e-08]",
     ],
     5: [
-        "test_inner_gradients::test_a_state_that_no_parameter_reaches[auto-unused]",
-        "test_inner_gradients::test_a_state_that_no_parameter_reaches[exact-unused]",
         "test_inner_gradients::test_a_state_that_no_parameter_reaches[sketch-times zero]",
         "test_inner_gradients::test_a_state_that_no_parameter_reaches[sketch-unused]",
         "test_inner_gradients::test_differentiates_inside[Forces-shape0]",
@@ -123,5 +121,11 @@ _FAILING = {
     ],
 }
 
-#: Reasons by file and name of the test.
+#: Reasons by file and name of the test, on the torch that constraints.txt pins.
 KNOWN = {name: _REASONS[number] for number, names in _FAILING.items() for name in names}
+
+#: What fails on the lowest torch besides: its torch.func knows no saved-tensor hooks and no sparse buffers.
+KNOWN_OF_OLD_TORCH = {
+    "test_plain_autograd::test_a_sparse_buffer": _REASONS[6],
+    "test_plain_autograd::test_checkpointing": _REASONS[6],
+}

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Factor, Small
+from ntkscope.runs.ring import ProbedSamples
 
-__all__ = ["Directions", "Engine", "LinearMap", "Machine", "Refusal", "Samples", "Sizes"]
+__all__ = ["Directions", "Engine", "LinearMap", "Machine", "ProbedSamples", "Refusal", "Samples", "Sizes"]
 
 #: ``directions(probes, samples)``: signs ±1 over the parameters, int8, shape (k, B, p).
 Directions: TypeAlias = Callable[[range, range], NDArray[np.int8]]
@@ -127,6 +128,10 @@ class Samples(Protocol):
         self, others: Sequence[Samples], report: Callable[[int, int], None]
     ) -> tuple[Small, Small]:
         """Traces (c,) and inner products (c, c) of this kernel and the others, exactly."""
+        ...
+
+    def probed(self) -> ProbedSamples:
+        """Gradients of every sample for random probes, with their inner products; none drawn yet."""
         ...
 
     def is_comparable(self, other: Samples) -> bool:

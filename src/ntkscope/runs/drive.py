@@ -222,8 +222,12 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
 
 
 def _first_look(run: Run[Any], budget: _Budget) -> int:
-    """Twice the minimum: the error bars of two or three probes end too many runs too early."""
-    return 2 * run.minimum if budget.limit is None else min(2 * run.minimum, budget.limit)
+    """Twice the minimum: the error bars of two or three probes end too many runs too early.
+
+    A run of which a few probes tell enough says so by ``first_look``.
+    """
+    first: int = getattr(run, "first_look", 2 * run.minimum)
+    return first if budget.limit is None else min(first, budget.limit)
 
 
 def _has_result(run: Run[Any]) -> bool:

@@ -101,6 +101,7 @@ class MappedRun(Generic[Part, Result]):
         self._form = form
         self.minimum, self.quantum, self.stride = run.minimum, run.quantum, run.stride
         self.grow = run.grow
+        self.first_look = getattr(run, "first_look", 2 * run.minimum)
 
     def result(self) -> Result:
         """What was found so far, in its form."""

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ntkscope.engines.torch.capture import as_arguments, check_state, checked_inputs
+from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import first_line
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.meter import ForwardMeter

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from ntkscope.engines.torch.compat import OpOverload, name_of_operator, schema_arguments
+
 __all__ = [
     "OPERATORS",
     "Trait",
@@ -92,15 +94,15 @@ def name_of(node: fx.Node) -> str:
     if node.target is operator.getitem:
         return "getitem"
     target = node.target
-    return target._schema.name.split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
+    return name_of_operator(target) if isinstance(target, OpOverload) else ""
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The operation's arguments by the names of its schema, defaults filled in."""
     target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
+    assert isinstance(target, OpOverload)
     bound = {}
-    for index, argument in enumerate(target._schema.arguments):
+    for index, argument in enumerate(schema_arguments(target)):
         if index < len(node.args):
             bound[argument.name] = node.args[index]
         elif argument.name in node.kwargs:
@@ -156,7 +158,7 @@ def expands(node: fx.Node) -> bool:
 def is_pointwise(node: fx.Node) -> bool:
     """Whether every entry of the result depends on one entry of each argument."""
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(target, OpOverload):
         return False
     return torch.Tag.pointwise in target.tags and torch.Tag.nondeterministic_seeded not in target.tags
 

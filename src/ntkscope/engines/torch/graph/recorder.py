@@ -13,10 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dispatch.python import enable_pre_dispatch, enable_python_dispatcher
-from torch._subclasses.schema_check_mode import SchemaCheckMode
-from torch.utils import _pytree as pytree
 
+from ntkscope.engines.torch.compat import (
+    NO_RECORDING,
+    PreDispatchMode,
+    before_dispatch,
+    name_of_operator,
+    name_of_overload,
+    pytree,
+    storage_id,
+    writes_in_place,
+)
 from ntkscope.engines.torch.errors import StructureError
 
 __all__ = ["record"]
@@ -33,20 +40,22 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tupl
         arguments: Its arguments. They become the graph's placeholders.
 
     Raises:
-        StructureError: If it writes in place into memory that another value shares.
+        StructureError: If it writes in place into memory that another value shares, or this torch
+            cannot record.
     """
+    if NO_RECORDING:
+        raise StructureError(NO_RECORDING)
     recorder = _Recorder(arguments)
-    with torch.enable_grad(), enable_python_dispatcher(), enable_pre_dispatch(), recorder:
+    with torch.enable_grad(), before_dispatch(), recorder:
         result = function(*arguments)
     return recorder.finish(result)
 
 
-class _Recorder(SchemaCheckMode):
-    """A dispatch mode before dispatch; torch admits only relatives of its own modes there."""
+class _Recorder(PreDispatchMode):
+    """Writes down each operation that it sees."""
 
     def __init__(self, arguments: Sequence[Tensor]) -> None:
         super().__init__()
-        self._dispatch_key = torch._C.DispatchKey.PreDispatch
         self._graph = fx.Graph()
         self._constants = nn.Module()
         # Values are kept alive, so that no two of them ever have the same id.
@@ -57,16 +66,11 @@ class _Recorder(SchemaCheckMode):
         for index, argument in enumerate(arguments):
             self._remember(argument, self._graph.placeholder(f"argument_{index}"))
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Else torch loads its whole compiler, for seconds, to say that this is not compiled.
-        return False
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         result = func(*args, **kwargs)
-        if func._schema.is_mutable:
+        if writes_in_place(func):
             self._record_in_place(func, node_args, node_kwargs, args)
         else:
             self._record(func, node_args, node_kwargs, result)
@@ -97,13 +101,13 @@ class _Recorder(SchemaCheckMode):
 
     def _record_in_place(self, func: Any, node_args: Any, kwargs: Any, args: Any) -> None:
         """The same operation with a result of its own; other views of the memory are stale from here."""
-        name = func._schema.name.split("::")[-1]
+        name = name_of_operator(func)
         packet = getattr(torch.ops.aten, name.rstrip("_"), None) if name.endswith("_") else None
-        overload = getattr(packet, func._overloadname, None)
+        overload = getattr(packet, name_of_overload(func), None)
         written = args[0] if args else None
         if overload is None or not isinstance(written, Tensor):
             raise StructureError(f"the model writes in place by {func}, which has no other form")
-        relatives = self._by_memory.get(_memory(written), [])
+        relatives = self._by_memory.get(storage_id(written), [])
         self._stale |= {id(relative) for relative in relatives if relative is not written}
         self._remember(written, self._detached(self._graph.call_function(overload, node_args, kwargs)))
 
@@ -111,7 +115,7 @@ class _Recorder(SchemaCheckMode):
         node.meta["val"] = value
         self._nodes[id(value)] = node
         self._values.append(value)
-        relatives = self._by_memory.setdefault(_memory(value), [])
+        relatives = self._by_memory.setdefault(storage_id(value), [])
         if all(relative is not value for relative in relatives):
             relatives.append(value)
 
@@ -125,7 +129,3 @@ class _Recorder(SchemaCheckMode):
             node = self._graph.get_attr(name)
             self._remember(value, node)
         return node
-
-
-def _memory(value: Tensor) -> int:
-    return value.untyped_storage()._cdata

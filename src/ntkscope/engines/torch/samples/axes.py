@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import StructureError, first_line
 from ntkscope.engines.torch.state import StateFunction
 
