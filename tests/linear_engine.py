@@ -5,7 +5,7 @@ It stands here for whatever framework comes next: ``ENGINE`` is its line in ``en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -234,6 +234,9 @@ class LinearSamples:
         inner = [[np.sum(one * other) for other in kernels] for one in kernels]
         return np.array(traces), np.array(inner)
 
+    def probed(self) -> ProbedLayer:
+        return ProbedLayer(self)
+
     def is_comparable(self, other: Any) -> bool:
         return isinstance(other, LinearSamples) and self.slopes.shape == other.slopes.shape
 
@@ -242,3 +245,39 @@ class LinearSamples:
 
     def _lengths(self) -> Array:
         return np.sum(self.inputs**2, axis=1)
+
+
+class ProbedLayer:
+    """J_bᵀz of every sample for probes that are added to: shape (B, k, p)."""
+
+    def __init__(self, samples: LinearSamples) -> None:
+        self._samples = samples
+        self._gradients = np.zeros((samples.batch, 0, samples.direction_size))
+
+    @property
+    def batch(self) -> int:
+        return self._samples.batch
+
+    @property
+    def size(self) -> int:
+        return self._samples.slopes.size
+
+    @property
+    def epsilon(self) -> float:
+        return float(np.finfo(self._samples.slopes.dtype).eps)
+
+    def add(self, signs: NDArray[np.int8]) -> None:
+        self._samples.ledger.add(vjps=signs.shape[1])
+        slopes, inputs = self._samples.slopes, self._samples.inputs
+        delta = slopes[..., None] * signs.reshape(*slopes.shape, -1)
+        fresh = np.einsum("bok,bi->bkoi", delta, inputs).reshape(self.batch, signs.shape[1], -1)
+        self._gradients = np.concatenate([self._gradients, fresh], axis=1)
+
+    def ring(
+        self, order: NDArray[np.int64], block: int, offsets: Sequence[int], room: int
+    ) -> Iterator[tuple[int, int, Array]]:
+        missing = -self.batch % block
+        rows = np.pad(self._gradients[order], ((0, missing), (0, 0), (0, 0)))
+        rows = rows.reshape(-1, block, *rows.shape[1:])
+        for offset in offsets:
+            yield offset, 0, np.einsum("usip,utjp->usitj", rows, np.roll(rows, -offset, axis=0))

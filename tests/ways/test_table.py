@@ -126,5 +126,6 @@ def test_without_its_line_there_is_no_such_method() -> None:
 
 
 def test_names_are_not_given_twice() -> None:
-    names = [way.name for way in WAYS]
-    assert len(names) == len(set(names))
+    for of_products in (False, True):
+        names = [way.name for way in WAYS if way.serves(of_products)]
+        assert len(names) == len(set(names))
