@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.operators.ledger import Ledger
-from ntkscope.operators.space import Factor, Map, Small
+from ntkscope.operators.space import Factor, Small
 from ntkscope.runs.ring import ProbedSamples
 
-__all__ = ["Directions", "Engine", "Machine", "ProbedSamples", "Refusal", "Samples", "Sizes"]
+__all__ = ["Directions", "Engine", "LinearMap", "Machine", "ProbedSamples", "Refusal", "Samples", "Sizes"]
 
 #: ``directions(probes, samples)``: signs ±1 over the parameters, int8, shape (k, B, p).
 Directions: TypeAlias = Callable[[range, range], NDArray[np.int8]]
@@ -143,6 +143,23 @@ class Samples(Protocol):
         ...
 
 
+class LinearMap(Factor, Protocol):
+    """A map that users take as well, with ``@`` on what they hold in their hands."""
+
+    @property
+    def T(self) -> LinearMap:
+        """The transpose; K is its own."""
+        ...
+
+    def __matmul__(self, v: Any) -> Any:
+        """The product with a vector or a block, of the framework or of NumPy, in its kind.
+
+        Raises:
+            ValueError: If the first axis does not fit.
+        """
+        ...
+
+
 class Engine(Protocol):
     """One model on one batch: J = ∂state/∂parameters, whatever the framework.
 
@@ -183,11 +200,11 @@ class Engine(Protocol):
         """The context in which all work with this engine is done."""
         ...
 
-    def map(self) -> Factor:
+    def map(self) -> LinearMap:
         """J, shape (n, p); its ``T`` is Jᵀ."""
         ...
 
-    def kernel_map(self) -> Map:
+    def kernel_map(self) -> LinearMap:
         """K = JJᵀ, shape (n, n)."""
         ...
 

@@ -19,8 +19,6 @@ from ntkscope.runs.group import GroupRun, MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun, factor_draw, two_sided_draw
 from ntkscope.runs.hutchpp import HutchPlusPlusRun
 from ntkscope.runs.moments import IndependentMoments, MomentSource
-from ntkscope.runs.nystrom import NystromRun
-from ntkscope.runs.sketch import SketchRun
 from ntkscope.ways.base import Problem, Start
 from ntkscope.ways.costs import growth_of, jvp_seconds, vjp_seconds
 
@@ -86,13 +84,13 @@ class Shared(_Products):
 
     Attributes:
         method: The method's name.
-        run: The run's class.
+        run: Makes the run of the kernels' maps and ``seed=``: a class of :mod:`ntkscope.runs`.
         automatic_for: Whether ``"auto"`` may take it for ``"traces"`` alone or for ``"products"`` of kernels.
         traces_alone: Whether it is a name for traces, as ``"xtrace"`` is for the sketch.
     """
 
     method: str
-    run: type[SketchRun] | type[NystromRun]
+    run: Callable[..., Run[MomentSource]]
     automatic_for: Literal["traces", "products", ""] = ""
     traces_alone: bool = False
 
