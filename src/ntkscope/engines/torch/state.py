@@ -175,6 +175,11 @@ class StateFunction:
         """One backward pass of a random z through the user's own module, over the whole batch."""
         return self._witness
 
+    def gradients_of(self, z: Tensor) -> dict[str, Tensor | None]:
+        """Jᵀz by parameter, from a forward pass of its own."""
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
+        return self._gradients(self(leaves), leaves, z)
+
     # The proof.
 
     def _prove(self, proven: StateFunction | None) -> None:
