@@ -29,7 +29,7 @@ from ntkscope.engines.torch.graph.recorder import record
 
 def _recorded(function: Callable[[Tensor], Tensor], x: Tensor) -> list[fx.Node]:
     """The operations of a function; ``meta["shape"]`` is the shape of each one's value."""
-    graph, _ = record(function, [x])
+    graph = record(function, [x]).graph
     for node in graph.nodes:
         value = node.meta.get("val")
         node.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
