@@ -46,6 +46,7 @@ PRIVATE = {
     "torch.nn.modules.batchnorm._NormBase": "to find layers with running averages",
     "torch._decomp.decomposition_table": "to run fused recurrent layers by plain operations",
     "torch._decomp.decompositions_for_jvp": "to load forward mode's rules without their warning",
+    "torch._C._functorch.is_functorch_wrapped_tensor": "to tell tensors without memory in a recording",
     "torch._C._functorch._set_vmap_fallback_warning_enabled": "to silence the loops under vmap",
 }
 

@@ -24,12 +24,6 @@ _REASONS = {
 }
 
 _FAILING = {
-    2: [
-        "test_checks::test_coupling_below_the_dtype[dtype0-0.1]",
-        "test_checks::test_coupling_below_the_dtype[dtype1-0.02]",
-        "test_checks::test_coupling_of_gradients_alone[dtype0-0.003-2e-05]",
-        "test_checks::test_coupling_of_gradients_alone[dtype1-3e-06-1e-08]",
-    ],
     5: [
         "test_inner_gradients::test_a_state_that_no_parameter_reaches[sketch-times zero]",
         "test_inner_gradients::test_a_state_that_no_parameter_reaches[sketch-unused]",
@@ -38,17 +32,9 @@ _FAILING = {
         "test_plain_autograd::test_reentrant_checkpointing",
     ],
     8: [
-        "test_recorder::test_a_generator_that_the_module_holds",
-        "test_recorder::test_a_mask_that_one_sample_drops[False]",
-        "test_recorder::test_numbers[_few_rows]",
-        "test_recorder::test_numbers[_profiled]",
-        "test_recorder::test_numbers[_seeded_mask]",
         "test_recorder::test_structure_is_kept[_float_power]",
         "test_recorder::test_structure_is_kept[_inverse_degree]",
         "test_recorder::test_structure_is_kept[_profiled]",
-    ],
-    9: [
-        "test_construction::test_data_parallel_inside",
     ],
     10: [
         "test_claims::test_digits_of_half_precision[effective_rank-dtype0-4]",
@@ -61,8 +47,6 @@ _FAILING = {
         "test_claims::test_kernels_of_different_inputs[measure]",
         "test_claims::test_kernels_of_different_inputs[measure_all]",
         "test_claims::test_rounding_is_no_coupling[AutocastRegion]",
-        "test_claims::test_rounding_is_no_coupling[HalfBackbone]",
-        "test_claims::test_rounding_is_no_coupling[WideHead]",
     ],
     11: [
         "test_error_bars::test_a_matrix_on_few_coordinates[values0-hutch++]",

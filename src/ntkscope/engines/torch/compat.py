@@ -34,12 +34,14 @@ __all__ = [
     "PreDispatchMode",
     "TorchFunctionMode",
     "before_dispatch",
+    "is_wrapped",
     "load_forward_mode_rules",
     "name_of_operator",
     "name_of_overload",
     "plain_recurrence",
     "pytree",
     "schema_arguments",
+    "schema_of",
     "storage_id",
     "warn_of_loops_under_vmap",
     "writes_in_place",
@@ -52,6 +54,17 @@ try:
     from torch._ops import OpOverload
 except ImportError:
     OpOverload = type(torch.ops.aten.add.Tensor)  # type: ignore[misc,assignment]
+
+
+def schema_of(operation: Any) -> Any:
+    """An operator's schema: ``name``, ``arguments``, ``returns``, ``is_mutable``."""
+    return operation._schema
+
+
+def is_wrapped(value: Tensor) -> bool:
+    """Whether a tensor is one of a transformation's own (vmap, grad), which has no memory to look at."""
+    check = getattr(getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", None)
+    return bool(check(value)) if check is not None else False
 
 
 def name_of_operator(operation: Any) -> str:

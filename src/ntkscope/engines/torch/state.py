@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,6 +180,23 @@ class StateFunction:
         """Jᵀz by parameter, from a forward pass of its own."""
         leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
         return self._gradients(self(leaves), leaves, z)
+
+    def in_double(self) -> StateFunction:
+        """The same state with everything in float64; what the module holds besides may not allow it."""
+
+        def wide(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if value.is_complex():
+                return value.to(torch.complex128)
+            return value.double() if value.is_floating_point() else value
+
+        twin = copy.copy(self)
+        twin.parameters = {name: wide(value) for name, value in self.parameters.items()}
+        twin._frozen = {name: wide(value) for name, value in self._frozen.items()}
+        twin._buffers = {name: wide(value) for name, value in self._buffers.items()}
+        twin.inputs = pytree.tree_map(wide, self.inputs)
+        return twin
 
     # The proof.
 
