@@ -61,9 +61,6 @@ _FAILING = {
         "test_error_bars::test_few_coordinates_to_a_tolerance[trace]",
     ],
     12: [
-        "test_numerics::test_offsets_that_cancel[convolution]",
-        "test_numerics::test_offsets_that_cancel[differences]",
-        "test_numerics::test_offsets_that_cancel[mean]",
         "test_numerics::test_sketch_in_half_precision[recurrence-dtype0]",
         "test_numerics::test_zero_and_rank_one_matrices[0-auto-effective_rank]",
         "test_numerics::test_zero_and_rank_one_matrices[0-auto-frobenius_norm]",
