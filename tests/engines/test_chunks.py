@@ -223,4 +223,4 @@ def test_running_out_of_memory_does_not_end_vectorization(monkeypatch: pytest.Mo
     ntk = BY_NAME["mlp"].ntk()
     _limited(ntk, monkeypatch, "_pull_block", 2)
     ntk.vjp(torch.ones(ntk.n, 8))
-    assert ntk.engine.jacobian._vectorized
+    assert ntk.engine.jacobian._pullback.is_batched

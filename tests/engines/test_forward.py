@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope import NTK
-from ntkscope.engines.torch import forward
-from ntkscope.engines.torch.forward import DoubleBackward, ForwardMode, choose_forward, is_transpose
+from ntkscope.engines.torch.adjoint import Forward, is_transpose
+from ntkscope.engines.torch.forward import DoubleBackward, ForwardMode, choose_forward
 from ntkscope.engines.torch.state import Parameters, StateFunction
 from reference import dense
 from zoo import BY_NAME, Case, each
@@ -24,7 +24,7 @@ def _state(case: Case) -> StateFunction:
 
 @each(["mlp", "gru", "cnn-batch-norm-eval", "self-attention", "tied-embedding", "layer-used-twice"])
 @pytest.mark.parametrize("way", [ForwardMode, DoubleBackward])
-def test_a_right_way_is_found_right(way: Callable[[StateFunction], forward.Forward], case: Case) -> None:
+def test_a_right_way_is_found_right(way: Callable[[StateFunction], Forward], case: Case) -> None:
     function = _state(case)
     assert is_transpose(way(function), function)
 

@@ -7,32 +7,19 @@ there is neither, reverse mode alone is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from ntkscope.engines.torch.adjoint import Forward, is_transpose
 from ntkscope.engines.torch.errors import first_line
 from ntkscope.engines.torch.memory import is_out_of_memory
-from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode
+from ntkscope.engines.torch.modes import load_forward_mode
 from ntkscope.engines.torch.state import Parameters, StateFunction
 
-__all__ = ["DoubleBackward", "Forward", "ForwardMode", "choose_forward", "is_transpose"]
-
-#: Directions in which a way is tried.
-_TRIALS = 3
-#: By which they are multiplied to see their rounding; no power of two, which would round alike.
-_MULTIPLE = 0.7
-
-
-class Forward(Protocol):
-    """One way to products Ju."""
-
-    def push(self, block: Parameters) -> Tensor:
-        """Ju for every row of a block of directions: (k, *parameter) each, to (k, *state)."""
-        ...
+__all__ = ["DoubleBackward", "ForwardMode", "choose_forward"]
 
 
 class ForwardMode:
@@ -61,6 +48,10 @@ class ForwardMode:
             rows = [self._one({name: b[index] for name, b in block.items()}) for index in range(count)]
             self._vectorized = False
             return torch.stack(rows)
+
+    def of(self, function: StateFunction) -> ForwardMode:
+        """As :meth:`Forward.of`."""
+        return type(self)(function)
 
     def _one(self, row: Parameters) -> Tensor:
         result: Tensor = jvp(self._function, (self._function.parameters,), (row,))[1]
@@ -111,6 +102,10 @@ class DoubleBackward:
             self._vectorized = self._vectorized and count == 1
             return torch.stack(found)
 
+    def of(self, function: StateFunction) -> DoubleBackward:
+        """As :meth:`Forward.of`."""
+        return type(self)(function)
+
     def _derivative(self, rows: list[Tensor], *, batched: bool) -> Tensor:
         (found,) = torch.autograd.grad(
             list(self._gradients.values()),
@@ -129,7 +124,8 @@ class DoubleBackward:
 def choose_forward(function: StateFunction) -> Forward:
     """The first way that runs, is finite and is the transpose of reverse mode.
 
-    Costs three products Ju of each way that is tried; reverse mode's are the state's witness.
+    Costs three products Ju of each way that is tried, and a few in float64 where rounding hides the
+    answer; reverse mode's are the state's witness.
 
     Raises:
         NotImplementedError: If there is none, with the remedy.
@@ -154,57 +150,3 @@ def choose_forward(function: StateFunction) -> Forward:
         f"second derivative that is right ({'; '.join(reasons)}); use what needs reverse mode alone: "
         "method='exact', 'per-sample', 'gram' or 'rhutch'"
     )
-
-
-def is_transpose(forward: Forward, function: StateFunction) -> bool:
-    """Whether ⟨z, Ju⟩ = ⟨Jᵀz, u⟩ up to rounding, in directions that let every parameter count alike.
-
-    The rounding of a sum of terms is that of their root sum of squares; where that is not met, it is
-    measured, by the same products of multiples of z and u. Entries that reverse mode knows nothing of
-    (the padding of an embedding) are in u too.
-    """
-    witness = function.witness()
-    block = _directions(witness.gradients, function)
-    pushed = forward.push(block).reshape(_TRIALS, -1).double()
-    if not bool(pushed.isfinite().all()):
-        return False
-    z = witness.probe.reshape(1, -1).double()
-    products = pushed * z
-    expected, squares = _inner(witness.gradients, block)
-    epsilon = torch.finfo(function.dtype).eps
-    length = pushed.norm(dim=1) * z.norm()
-    tolerance = epsilon * (300 * (products.norm(dim=1) + squares.sqrt()) + 8 * length)
-    difference = (products.sum(1) - expected).abs()
-    if bool((difference <= tolerance).all()):
-        return True
-    again = {name: b * _MULTIPLE for name, b in block.items()}
-    forward_noise = (forward.push(again).reshape(_TRIALS, -1).double() / _MULTIPLE - pushed).abs().max()
-    reverse = function.gradients_of(witness.probe * _MULTIPLE)
-    other, _ = _inner({n: None if g is None else g / _MULTIPLE for n, g in reverse.items()}, block)
-    noise = (other - expected).abs().max() + forward_noise * z.norm()
-    return bool((difference <= tolerance + 10 * noise).all())
-
-
-def _inner(gradients: Mapping[str, Tensor | None], block: Parameters) -> tuple[Tensor, Tensor]:
-    """⟨g, u⟩ of every direction, and the sum of the squares of its terms."""
-    device = next(iter(block.values())).device
-    total, squares = (torch.zeros(_TRIALS, dtype=torch.float64, device=device) for _ in range(2))
-    for name, gradient in gradients.items():
-        if gradient is not None:
-            terms = (gradient.unsqueeze(0).double() * block[name].double()).reshape(_TRIALS, -1)
-            total += terms.sum(1)
-            squares += (terms**2).sum(1)
-    return total, squares
-
-
-def _directions(gradients: Mapping[str, Tensor | None], function: StateFunction) -> dict[str, Any]:
-    """Random directions as long as the inverse of the gradients that they meet."""
-    generator = torch.Generator().manual_seed(CHECK_SEED)
-    sizes = {name: 0.0 if g is None else float(g.double().norm()) for name, g in gradients.items()}
-    largest = max(sizes.values(), default=0.0) or 1.0
-    block = {}
-    for name, value in function.parameters.items():
-        u = torch.randn(_TRIALS, *value.shape, generator=generator, dtype=torch.float64)
-        scale = largest / max(sizes[name], 0.1 * largest)
-        block[name] = (scale * u).to(value.device, value.dtype)
-    return block

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch.forward import Forward, choose_forward
-from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks, is_out_of_memory
+from ntkscope.engines.torch.adjoint import Forward
+from ntkscope.engines.torch.finite import check_not_vanished, checked
+from ntkscope.engines.torch.forward import choose_forward
+from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks
+from ntkscope.engines.torch.pullback import Pullback
 from ntkscope.engines.torch.state import Parameters, StateFunction
 from ntkscope.operators.ledger import Ledger
 
@@ -19,8 +21,9 @@ __all__ = ["Jacobian"]
 class Jacobian:
     """J = ∂state/∂parameters, through products with blocks of row vectors.
 
-    The forward pass is recorded once for all reverse products; forward products go by the first
-    way that is right (:mod:`ntkscope.engines.torch.forward`).
+    Reverse and forward products go by the first way that is right
+    (:mod:`ntkscope.engines.torch.pullback`, :mod:`ntkscope.engines.torch.forward`). All of them raise
+    a ``ValueError`` where a product is not finite.
 
     Args:
         function: The state as a function of the parameters.
@@ -47,9 +50,8 @@ class Jacobian:
         self.ledger = Ledger() if ledger is None else ledger
         floats = function.forward_size.elements + 2 * self.shape[1] + self.shape[0]
         self._chunks = Chunks(floats * function.state.element_size(), budget, chunk_size)
-        self._recorded: tuple[Tensor, Parameters] | None = None
+        self._pullback = Pullback(function)
         self._forward: Forward | None = None
-        self._vectorized = True
 
     # Products: blocks of rows in, blocks of rows out.
 
@@ -59,6 +61,7 @@ class Jacobian:
 
         def work(start: int, stop: int) -> None:
             self._flatten(self._pull_block(z[start:stop]), out[start:stop])
+            checked(out[start:stop], z[start:stop])
 
         self._chunks.run(0, z.shape[0], work)
         self.ledger.add(vjps=z.shape[0])
@@ -70,7 +73,8 @@ class Jacobian:
 
         def work(start: int, stop: int) -> None:
             blocks = self._pull_block(z[start:stop]).values()
-            out[start:stop] = sum(_squared_norms(block) for block in blocks)
+            squares = torch.stack([_lengths(block) ** 2 for block in blocks]).sum(0)
+            out[start:stop] = checked(squares, z[start:stop])
 
         self._chunks.run(0, z.shape[0], work)
         self.ledger.add(vjps=z.shape[0])
@@ -81,7 +85,7 @@ class Jacobian:
         out = u.new_empty((u.shape[0], self.shape[0]), dtype=self.function.dtype)
 
         def work(start: int, stop: int) -> None:
-            out[start:stop] = self._push_block(self._unflatten(u[start:stop]))
+            out[start:stop] = checked(self._push_block(self._unflatten(u[start:stop])), u[start:stop])
 
         self._chunks.run(0, u.shape[0], work)
         self.ledger.add(jvps=u.shape[0])
@@ -92,7 +96,9 @@ class Jacobian:
         out = torch.empty_like(z)
 
         def work(start: int, stop: int) -> None:
-            out[start:stop] = self._push_block(self._pull_block(z[start:stop]))
+            pulled = self._pull_block(z[start:stop])
+            out[start:stop] = checked(self._push_block(pulled), z[start:stop])
+            check_not_vanished(out[start:stop], pulled.values())
 
         self._chunks.run(0, z.shape[0], work)
         self.ledger.add(vjps=z.shape[0], jvps=z.shape[0])
@@ -114,58 +120,13 @@ class Jacobian:
     # One chunk of products.
 
     def _pull_block(self, z: Tensor) -> Parameters:
-        function = self.function
-        if self._recorded is None:
-            leaves = {name: value.clone().requires_grad_() for name, value in function.parameters.items()}
-            with torch.enable_grad():
-                self._recorded = (function(leaves), leaves)
-        state, leaves = self._recorded
-        block = z.reshape(z.shape[0], *function.output_shape)
-
-        def zeros(value: Tensor) -> Tensor:
-            return value.new_zeros(len(z), *value.shape)
-
-        if not state.requires_grad:
-            return {name: zeros(value) for name, value in leaves.items()}
-
-        def pull(rows: Tensor, batched: bool) -> tuple[Any, ...]:
-            return torch.autograd.grad(
-                state,
-                list(leaves.values()),
-                rows,
-                retain_graph=True,
-                is_grads_batched=batched,
-                allow_unused=True,
-                # In a batch, torch makes these zeros without the batch's axis.
-                materialize_grads=not batched,
-            )
-
-        with function.operations():
-            gradients = self._vectorize(
-                lambda: pull(block, True), lambda: _stacked(pull(row, False) for row in block)
-            )
-        found = zip(leaves.items(), gradients, strict=True)
-        return {name: zeros(value) if grad is None else grad for (name, value), grad in found}
+        return self._pullback.pull(z.reshape(z.shape[0], *self.function.output_shape))
 
     def _push_block(self, u: Parameters) -> Tensor:
         self.check_forward()
         assert self._forward is not None
         out = self._forward.push(u)
         return out.reshape(out.shape[0], -1)
-
-    def _vectorize(self, together: Callable[[], Any], one_by_one: Callable[[], Any]) -> Any:
-        """All rows together, or one after the other if an operation does not allow that."""
-        if not self._vectorized:
-            return one_by_one()
-        try:
-            return together()
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-        # Operations refuse a batch in many words: whether single rows pass is what tells.
-        rows = one_by_one()
-        self._vectorized = False
-        return rows
 
     # Vectors of p numbers and the parameters they stand for.
 
@@ -183,11 +144,7 @@ class Jacobian:
         }
 
 
-def _stacked(rows: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-
-def _squared_norms(block: Tensor) -> Tensor:
-    flat = block.reshape(block.shape[0], -1)
-    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-    return (flat * flat).sum(dim=1, dtype=torch.float64)
+def _lengths(block: Tensor) -> Tensor:
+    # In float64, since squares of float32 leave its range at 1e19 and 1e-19.
+    lengths: Tensor = torch.linalg.vector_norm(block.reshape(block.shape[0], -1), dim=1, dtype=torch.float64)
+    return lengths

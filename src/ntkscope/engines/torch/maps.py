@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ntkscope.engines.torch.finite import check_squares
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.operators.arrays import ArrayBlocks
 from ntkscope.operators.ledger import Ledger
@@ -54,7 +55,7 @@ class _JacobianMap(ArrayBlocks):
     def squares(self, block: Tensor) -> Small:
         """Squared lengths of the products with every column, shape (k,)."""
         product = self.apply(block)
-        return self.inner(product, product)
+        return check_squares(self.inner(product, product))
 
     def __matmul__(self, v: Any) -> Any:
         """The product with a vector (columns,) or a block (columns, k), of torch or NumPy, in its kind.

@@ -1,0 +1,75 @@
+"""Products that leave the range of their dtype are errors, not numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["check_not_vanished", "check_squares", "checked"]
+
+_REMEDY = (
+    "use what adds up in float64 (method='exact', 'per-sample' or 'gram'), or a model of another scale "
+    "or of higher precision (model.double())"
+)
+
+
+def checked(products: Tensor, given: Tensor) -> Tensor:
+    """The products, if they are finite.
+
+    Args:
+        products: Of the kernel or its Jacobian.
+        given: The vectors that were multiplied.
+
+    Raises:
+        ValueError: If a product is not finite.
+    """
+    if bool(products.isfinite().all()):
+        return products
+    if not bool(given.isfinite().all()):
+        raise ValueError("the vectors have entries that are not finite; look for nan and inf in them")
+    raise ValueError(
+        f"products with the kernel or its Jacobian are not finite: they leave the range of "
+        f"{_range(given.dtype)}, or a derivative of the model is NaN in some direction; {_REMEDY}"
+    )
+
+
+def check_not_vanished(products: Tensor, pulled: Iterable[Tensor]) -> None:
+    """Refuses Kz that has lost half of its digits below the range of its dtype, though Jᵀz is not zero.
+
+    Args:
+        products: Kz, for a block of vectors.
+        pulled: Jᵀz, in parts.
+
+    Raises:
+        ValueError: If they have.
+    """
+    limits = torch.finfo(products.dtype)
+    if products.numel() == 0 or float(products.abs().max()) >= limits.tiny * limits.eps**0.5:
+        return
+    if any(bool(part.any()) for part in pulled):
+        raise ValueError(
+            f"products with the kernel vanish: they leave the range of {_range(products.dtype)}; {_REMEDY}"
+        )
+
+
+def check_squares(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared lengths of finite products, if they are finite.
+
+    Raises:
+        ValueError: If they leave the range of float64.
+    """
+    if np.isfinite(squares).all():
+        return squares
+    raise ValueError(
+        f"the kernel's entries leave the range of {_range(torch.float64)}; scale the model's outputs "
+        "(outputs=lambda y: y * 1e-100), and the trace with the square of that"
+    )
+
+
+def _range(dtype: torch.dtype) -> str:
+    limits = torch.finfo(dtype)
+    return f"{str(dtype).removeprefix('torch.')} ({limits.tiny:.0e} to {limits.max:.0e})"
