@@ -55,7 +55,15 @@ class _JacobianMap(ArrayBlocks):
     def squares(self, block: Tensor) -> Small:
         """Squared lengths of the products with every column, shape (k,)."""
         product = self.apply(block)
-        return check_squares(self.inner(product, product))
+        return self.inner(product, product)
+
+    def inner(self, x: Tensor, y: Tensor) -> Small:
+        """Inner products of columns, as :meth:`ArrayBlocks.inner`; an error where they are not finite."""
+        return check_squares(super().inner(x, y))
+
+    def gram(self, x: Tensor, y: Tensor) -> Small:
+        """XᵀY, as :meth:`ArrayBlocks.gram`; an error where it is not finite."""
+        return check_squares(super().gram(x, y))
 
     def __matmul__(self, v: Any) -> Any:
         """The product with a vector (columns,) or a block (columns, k), of torch or NumPy, in its kind.
