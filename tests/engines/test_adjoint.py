@@ -135,20 +135,28 @@ def test_rounding_passes(
     assert is_transpose(way(function), function)
 
 
-def test_a_region_of_half_precision_in_a_model_of_float32() -> None:
-    class Region(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 1)
+class Region(nn.Module):
+    """A part runs in less precision than the rest."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                hidden = torch.tanh(self.first(x))
-            return self.last(hidden.float() if x.dtype == torch.float32 else hidden)
+    def __init__(self, inside: torch.dtype) -> None:
+        super().__init__()
+        self.first, self.last, self.inside = nn.Linear(3, 8), nn.Linear(8, 1), inside
 
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (p.to(self.inside) for p in (self.first.weight, self.first.bias))
+        hidden = torch.tanh(nn.functional.linear(x.to(self.inside), weight, bias))
+        return self.last(hidden.to(x.dtype))
+
+
+@pytest.mark.parametrize("way", [ForwardMode, DoubleBackward])
+@pytest.mark.parametrize("inside", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_region_of_less_precision_is_no_fault(
+    dtype: torch.dtype, inside: torch.dtype, way: Callable[[StateFunction], adjoint.Forward]
+) -> None:
     torch.manual_seed(0)
-    function = _function(Region(), torch.randn(3, 3))
-    assert is_transpose(ForwardMode(function), function)
+    function = _function(Region(inside).to(dtype), torch.randn(20, 3, dtype=dtype))
+    assert is_transpose(way(function), function)
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200])

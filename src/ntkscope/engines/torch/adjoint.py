@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ntkscope.engines.torch.compat import DispatchMode, pytree
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import CHECK_SEED, transpose_tolerance
 from ntkscope.engines.torch.state import Parameters, StateFunction
@@ -74,7 +75,7 @@ def is_transpose(forward: Forward, function: StateFunction) -> bool:
     limit = allowed + 10 * test.noise(forward, function)
     if in_double is None:
         # Rounding that large would look like a way that is not linear.
-        limit = limit.minimum(transpose_tolerance(function.dtype) * found.length)
+        limit = limit.minimum(transpose_tolerance(_coarsest_dtype(function)) * found.length)
     return bool((found.difference <= limit).all())
 
 
@@ -86,15 +87,37 @@ def _is_transpose_in_double(forward: Forward, function: StateFunction) -> bool |
     try:
         wide = function.in_double()
         z = function.witness().probe.double()
-        test = _DotProductTest(wide, z, wide.gradients_of(z))
-        pushed = forward.of(wide).push(test.block)
-        if pushed.dtype != torch.float64:
+        with _Dtypes(torch.float64) as seen:
+            gradients = wide.gradients_of(z)
+        if seen.found != {torch.float64}:
             return None
-        found = test.compare(pushed)
+        test = _DotProductTest(wide, z, gradients)
+        found = test.run(forward.of(wide))
     except Exception:
         # It runs the user's code in a dtype that it was not written for, and memory may not suffice.
         return None
     return found is not None and bool((found.difference <= _IN_DOUBLE * found.length).all())
+
+
+def _coarsest_dtype(function: StateFunction) -> torch.dtype:
+    """That of a forward pass: a part of it may run in less than the state's precision."""
+    with _Dtypes(function.dtype) as seen:
+        function(function.parameters)
+    return max(seen.found, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+class _Dtypes(DispatchMode):
+    """The floating dtypes of all that is computed."""
+
+    def __init__(self, first: torch.dtype) -> None:
+        super().__init__()
+        self.found = {first}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        leaves = pytree.tree_leaves(result)
+        self.found |= {x.dtype for x in leaves if isinstance(x, Tensor) and x.is_floating_point()}
+        return result
 
 
 def _other_gradients(function: StateFunction) -> dict[str, Tensor | None]:
