@@ -22,7 +22,6 @@ class AutogradReverse:
         graph: The state of one sample, opened at the uses of its parameters.
         parameters: Their values by name.
         leaves: The inputs of the samples, samples first.
-        dtype: The state's.
         device: The state's.
         randomness: As vmap takes it.
     """
@@ -32,7 +31,6 @@ class AutogradReverse:
         graph: Graph,
         parameters: Mapping[str, Tensor],
         leaves: Sequence[Tensor],
-        dtype: torch.dtype,
         device: torch.device,
         randomness: str = "error",
     ) -> None:
@@ -41,8 +39,10 @@ class AutogradReverse:
             name: parameters[name].expand(size, *parameters[name].shape).requires_grad_()
             for name in graph.general
         }
-        zero = torch.zeros((), dtype=dtype, device=device)
-        taps = [zero.expand(size, *use.tap_shape).requires_grad_() for use in graph.uses]
+        taps = [
+            torch.zeros((), dtype=use.dtype, device=device).expand(size, *use.tap_shape).requires_grad_()
+            for use in graph.uses
+        ]
         inputs = [general.get(name, parameters[name]) for name in graph.names]
         axes = [0 if name in general else None for name in graph.names]
         axes += [0] * (len(leaves) + len(taps))

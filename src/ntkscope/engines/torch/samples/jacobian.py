@@ -119,7 +119,7 @@ class SampleJacobian:
         """The graph of some samples, run forward once."""
         function = self.function
         leaves = self.axes.split(function.inputs, samples)
-        reverse = self._reverse.begin(function.parameters, leaves, function.dtype, function.device)
+        reverse = self._reverse.begin(function.parameters, leaves, function.device)
         return Linearization(self.graph, self.groups, reverse)
 
     def at(self, function: StateFunction, ledger: Ledger) -> SampleJacobian:
@@ -253,7 +253,7 @@ class SampleJacobian:
         """As :meth:`linearize`, with every result off by rounding."""
         function = self.function
         leaves = self.axes.split(function.inputs, samples)
-        return linearize_with_noise(self.graph, self.groups, function.parameters, leaves, function.state)
+        return linearize_with_noise(self.graph, self.groups, function.parameters, leaves, function.device)
 
 
 def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:

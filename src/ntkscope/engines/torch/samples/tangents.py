@@ -35,8 +35,10 @@ class SampleTangents:
         load_forward_mode()
         self._values = [function.parameters[name] for name in graph.names]
         self.size = sum(value.numel() for value in self._values)
-        zero = torch.zeros((), dtype=function.dtype, device=function.device)
-        self._taps = [zero.expand(use.tap_shape) for use in graph.uses]
+        self._taps = [
+            torch.zeros((), dtype=use.dtype, device=function.device).expand(use.tap_shape)
+            for use in graph.uses
+        ]
         forward = function.forward_size.elements / jacobian.batch
         each = function.state.element_size() * (2 * self.size + 3 * forward)
         self._samples, self._probes = samples_and_probes(jacobian.batch, each, jacobian.budget)
