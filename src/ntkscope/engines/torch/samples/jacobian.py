@@ -237,7 +237,7 @@ class SampleJacobian:
         """By the quickest reverse pass that agrees with the model; the last resort must."""
         while True:
             at_once, _ = self._portions.of(1)
-            candidate = Candidate(self.function, self.axes, self.graph, self.linearize, self._with_noise)
+            candidate = self._candidate()
             try:
                 return check_structure(candidate, self.linearizations(at_once))
             except ValuesError:
@@ -248,6 +248,11 @@ class SampleJacobian:
                     raise
             # An operation that is not what its name says: what autograd says of it holds.
             self._reverse, self._whole = fallback, None
+
+    def _candidate(self) -> Candidate:
+        return Candidate(
+            self.function, self.axes, self.graph, self.groups, self.linearize, self._with_noise
+        )
 
     def _with_noise(self, samples: range) -> Linearization:
         """As :meth:`linearize`, with every result off by rounding."""
