@@ -85,9 +85,27 @@ class KnownTensors:
             raise StructureError(
                 "the model uses a tensor with a history of its own, as one that was kept from an earlier pass"
             )
-        if any(id(one) not in self._constants for one in relatives):
+        if any(id(one) not in self._constants for one in relatives or self._around(value)):
             raise StructureError("the model reads a tensor's memory by a path that is not recorded")
         return None
+
+    def _around(self, value: Tensor) -> list[Tensor]:
+        """The values whose memory holds that of a value in a storage of its own, as NumPy makes them."""
+        if value.layout is not torch.strided or is_wrapped(value):
+            return []
+        place = value.data_ptr()
+        return [
+            one
+            for relatives in self._by_memory.values()
+            for one in relatives[:1]
+            if one.layout is torch.strided and not is_wrapped(one) and _holds(one, place)
+        ]
+
+
+def _holds(value: Tensor, place: int) -> bool:
+    storage = value.untyped_storage()
+    start = storage.data_ptr()
+    return start <= place < start + storage.nbytes()
 
 
 def _memory(value: Tensor) -> Any:

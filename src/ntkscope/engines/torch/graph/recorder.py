@@ -197,14 +197,17 @@ class _Recorder(PreDispatchMode):
         """The same operation with a result of its own; other views of the memory are stale from here."""
         written = args[0] if args else None
         overload = functional_overload(func)
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        if drawn and overload is None:
+            # It stands for random numbers, which are refused where they are read.
+            overload, node_args, node_kwargs = aten.rand_like.default, node_args[:1], {}
         if not isinstance(written, Tensor) or (overload is None and func is not aten.copy_.default):
             raise StructureError(f"the model writes in place by {func}, which has no other form")
         expected: Any = None
-        drawn = torch.Tag.nondeterministic_seeded in func.tags
         if not drawn:
             with torch.no_grad(), without_autocast(args):
                 expected = args[1].expand_as(args[0]) if overload is None else overload(*args, **kwargs)
-                # An in-place operation gives no other number, but it is the graph that is run afterwards.
+                # What is computed must not be what is written.
                 expected = expected.clone() if isinstance(expected, Tensor) else expected
         result = func(*args, **kwargs)
         if not drawn and not writes_all_of_it(written.detach(), expected):
