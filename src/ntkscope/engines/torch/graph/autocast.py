@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import StructureError
 
-__all__ = ["active_autocast", "casts_of", "cast_by", "without_autocast"]
+__all__ = ["active_autocast", "cast_by", "casts_of", "without_autocast"]
 
 
 def active_autocast(values: Any) -> torch.dtype | None:
@@ -38,9 +38,7 @@ def without_autocast(values: Any) -> Iterator[None]:
         yield
 
 
-def casts_of(
-    func: Any, args: Any, kwargs: Any, result: Any, lowered: torch.dtype
-) -> torch.dtype | None:
+def casts_of(func: Any, args: Any, kwargs: Any, result: Any, lowered: torch.dtype) -> torch.dtype | None:
     """The dtype to which autocast cast an operation's floating arguments; ``None`` if it cast none.
 
     Args:
@@ -54,7 +52,9 @@ def casts_of(
         StructureError: If no casts of all arguments give the same.
     """
     floating = {
-        leaf.dtype for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and _is_cast(leaf)
+        leaf.dtype
+        for leaf in pytree.tree_leaves((args, kwargs))
+        if isinstance(leaf, Tensor) and _is_cast(leaf)
     }
     if not floating:
         return None

@@ -64,9 +64,7 @@ def pick_reverse(graph: Graph, runs: Sequence[tuple[int, ...]]) -> ReversePass:
     if program is None:
         return by_autograd
 
-    def begin(
-        parameters: Mapping[str, Tensor], leaves: Sequence[Tensor], device: torch.device
-    ) -> Reverse:
+    def begin(parameters: Mapping[str, Tensor], leaves: Sequence[Tensor], device: torch.device) -> Reverse:
         return ProgramReverse(program, parameters, leaves)
 
     return ReversePass(begin, "the reverse pass is written out", by_autograd)

@@ -250,9 +250,7 @@ class SampleJacobian:
             self._reverse, self._whole = fallback, None
 
     def _candidate(self) -> Candidate:
-        return Candidate(
-            self.function, self.axes, self.graph, self.groups, self.linearize, self._with_noise
-        )
+        return Candidate(self.function, self.axes, self.graph, self.groups, self.linearize, self._with_noise)
 
     def _with_noise(self, samples: range) -> Linearization:
         """As :meth:`linearize`, with every result off by rounding."""
