@@ -92,13 +92,22 @@ def _hooked(h: Tensor) -> Tensor:
     return y
 
 
+def _turned(h: Tensor) -> Tensor:
+    """The gradient's entries change places: its norm is as it was, whichever parameters are summed."""
+    y = h + 0
+    if y.requires_grad:
+        y.register_hook(lambda gradient: gradient.flip(-1))
+    return y
+
+
 @pytest.mark.parametrize(
     ("between", "says"),
     [
+        (_turned, "has its own backward pass"),
         (_Halved.apply, "_Halved has its own backward pass"),
         (_hooked, "has its own backward pass"),
     ],
-    ids=["function", "hook"],
+    ids=["turned", "function", "hook"],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_what_has_its_own_backward_pass_is_named(
