@@ -38,6 +38,13 @@ def _inner_gradient(x: Tensor) -> Tensor:
     return torch.autograd.grad(y, leaf, create_graph=True)[0]
 
 
+def _force(x: Tensor) -> Tensor:
+    """Through ``linear``, whose parts autograd keeps."""
+    position = x.detach().requires_grad_()
+    energy = torch.sin(nn.functional.linear(position, x[:3])).pow(2).sum()
+    return torch.autograd.grad(energy, position, create_graph=True)[0]
+
+
 def _second_derivative(x: Tensor) -> Tensor:
     first = torch.autograd.grad(torch.sin(x).pow(3).sum(), x, create_graph=True)[0]
     return torch.autograd.grad(first.sum(), x, create_graph=True)[0]
@@ -72,7 +79,7 @@ def _unused_dropout(x: Tensor) -> Tensor:
 
 
 HELD = [
-    _inner_gradient, _second_derivative, _inner_gradient_cut, _without_history, _by_a_view_of_numpy,
+    _inner_gradient, _force, _second_derivative, _inner_gradient_cut, _without_history, _by_a_view_of_numpy,
     _unread_draw, _profiled, _unused_dropout,
 ]  # fmt: skip
 
@@ -104,6 +111,16 @@ def test_a_tensor_with_a_history_from_elsewhere_is_refused() -> None:
     kept = torch.tanh(_random(0, 3).requires_grad_())
     with pytest.raises(StructureError, match="a history of its own"):
         record(lambda x: x * kept, [_random(1, 3)])
+
+
+def test_a_slice_that_is_written_into_is_named() -> None:
+    def run(x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[1:] = torch.tanh(x[1:])
+        return out
+
+    with pytest.raises(StructureError, match="writes in place into a part"):
+        record(run, [_random(0, 3)])
 
 
 def test_memory_that_is_read_past_the_record_is_refused() -> None:

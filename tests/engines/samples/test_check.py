@@ -195,6 +195,28 @@ def test_branches_that_no_graph_holds_are_named() -> None:
     assert "batch norm" not in found
 
 
+class Mixed(nn.Module):
+    """A sparse matrix, whose backward pass takes one gradient at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.register_buffer("mixing", (torch.eye(4) + torch.ones(4).diag()).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        return self.last(torch.sparse.mm(self.mixing, hidden.T).T)
+
+
+def test_backward_passes_that_cannot_be_batched_go_one_by_one() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Mixed().double(), torch.randn(24, 6, dtype=torch.float64)
+    ntk, right = NTK(model, x), dense(model, lambda: model(x))
+    assert ntk.trace(method="exact").value == pytest.approx(right.trace, rel=1e-9)
+    torch.testing.assert_close(ntk.to_dense(), right.kernel)
+
+
 # What it costs.
 
 

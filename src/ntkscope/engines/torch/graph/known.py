@@ -10,7 +10,11 @@ from torch import Tensor, fx
 from ntkscope.engines.torch.compat import is_wrapped
 from ntkscope.engines.torch.errors import StructureError
 
-__all__ = ["KnownTensors"]
+__all__ = ["KnownTensors", "UnseenError"]
+
+
+class UnseenError(StructureError):
+    """A tensor has a history that was not recorded."""
 
 
 class KnownTensors:
@@ -81,8 +85,10 @@ class KnownTensors:
         for one in sorted(same, key=lambda one: one.requires_grad != value.requires_grad):
             if not value.requires_grad or (one.requires_grad and one.grad_fn is value.grad_fn):
                 return self._nodes[id(one)], one.requires_grad
+        if any(id(one) in self._stale and _same_place(one, value) for one in relatives):
+            raise StructureError("the model writes in place into a part of a tensor")
         if value.grad_fn is not None:
-            raise StructureError(
+            raise UnseenError(
                 "the model uses a tensor with a history of its own, as one that was kept from an earlier pass"
             )
         if any(id(one) not in self._constants for one in relatives or self._around(value)):

@@ -27,7 +27,7 @@ from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.autocast import active_autocast, cast_by, casts_of, without_autocast
 from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, record_bags
 from ntkscope.engines.torch.graph.inplace import functional_overload, writes_all_of_it
-from ntkscope.engines.torch.graph.known import KnownTensors
+from ntkscope.engines.torch.graph.known import KnownTensors, UnseenError
 from ntkscope.engines.torch.graph.operators import bound_arguments, drop_dead, is_random
 
 __all__ = ["Recording", "record"]
@@ -72,17 +72,31 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> Reco
     """
     if NO_RECORDING:
         raise StructureError(NO_RECORDING)
-    recorder = _Recorder(arguments)
+    try:
+        return _recorded(function, arguments, whole=True)
+    except UnseenError:
+        # A gradient that is taken inside needs what the parts of an operation computed, as of ``linear``.
+        return _recorded(function, arguments, whole=False)
+
+
+def _recorded(function: Callable[..., Tensor], arguments: Sequence[Tensor], *, whole: bool) -> Recording:
+    recorder = _Recorder(arguments, whole=whole)
     with torch.enable_grad(), before_dispatch(), recorder:
         result = function(*arguments)
     return recorder.finish(result)
 
 
 class _Recorder(PreDispatchMode):
-    """Writes down each operation that it sees."""
+    """Writes down each operation that it sees.
 
-    def __init__(self, arguments: Sequence[Tensor]) -> None:
+    Args:
+        arguments: The function's.
+        whole: Whether operations that are made of others are written down as one.
+    """
+
+    def __init__(self, arguments: Sequence[Tensor], *, whole: bool) -> None:
         super().__init__()
+        self._whole = whole
         self._graph = fx.Graph()
         self._constants = nn.Module()
         self._known = KnownTensors()
@@ -94,6 +108,11 @@ class _Recorder(PreDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self._whole and not schema_of(func).is_mutable:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         if schema_of(func).is_mutable:
             return self._record_in_place(func, node_args, node_kwargs, args, kwargs)
