@@ -104,8 +104,19 @@ def evaluate(
         samples=found.samples,
         degrees_of_freedom=found.summary.degrees_of_freedom,
         seed=None if found.summary.stderr == 0 else seed,
-        note=found.note,
+        note=found.note or _underflow(found.summary.value, epsilon),
     )
+
+
+#: Of half precision, whose range gradients leave downwards too; float32 does so at 1e-38 alone.
+_HALF_EPSILON = 2.0**-10
+
+
+def _underflow(value: float, epsilon: float) -> str:
+    """What a reader should know of a zero in half precision."""
+    if value != 0 or epsilon < _HALF_EPSILON:
+        return ""
+    return "0 in half precision; a wider dtype tells whether the products only fell below its range"
 
 
 def _not_finite(source: MomentSource, metric: str, values: Mapping[Moment, float]) -> str:

@@ -74,6 +74,16 @@ def test_float16(kind: str, scale: float) -> None:
         assert moments.inner[0, 0] == pytest.approx(np.sum(kernel**2), rel=0.04, abs=0)
 
 
+@pytest.mark.parametrize("batch_dim", [0, None])
+@pytest.mark.parametrize("metric", ["trace", "frobenius_norm"])
+def test_what_underflows_in_float16_is_told(metric: str, batch_dim: int | None) -> None:
+    body, x = _body("mlp")
+    ntk = NTK(_Scaled(body, 1e-9).half(), x.half(), batch_dim=batch_dim)
+    found = getattr(ntk, metric)(method="exact")
+    assert found.value == 0
+    assert "a wider dtype tells" in found.note
+
+
 @pytest.mark.parametrize("scale", [1e80, 1e100, 1e150])
 @pytest.mark.parametrize("metric", ["frobenius_norm", "effective_rank"])
 def test_beyond_float64(metric: str, scale: float) -> None:
