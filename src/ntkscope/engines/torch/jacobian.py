@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.forward import Forward, choose_forward
+from ntkscope.engines.torch.gradients.sides import square_sum
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks, is_out_of_memory
 from ntkscope.engines.torch.state import Parameters, StateFunction
 from ntkscope.operators.ledger import Ledger
@@ -70,7 +71,9 @@ class Jacobian:
 
         def work(start: int, stop: int) -> None:
             blocks = self._pull_block(z[start:stop]).values()
-            out[start:stop] = sum(_squared_norms(block) for block in blocks)
+            out[start:stop] = sum(
+                square_sum(block.reshape(len(block), -1), (1,)).double() for block in blocks
+            )
 
         self._chunks.run(0, z.shape[0], work)
         self.ledger.add(vjps=z.shape[0])
@@ -188,6 +191,4 @@ def _stacked(rows: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 
 
 def _squared_norms(block: Tensor) -> Tensor:
-    flat = block.reshape(block.shape[0], -1)
-    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-    return (flat * flat).sum(dim=1, dtype=torch.float64)
+    return square_sum(block.reshape(len(block), -1), (1,)).double()
