@@ -178,6 +178,9 @@ class LinearEngine:
             raise ValueError("the other kernel is not finite or not symmetric, as a kernel is")
         return matrix
 
+    def other_inputs(self, other: LinearEngine) -> str:
+        return "" if np.array_equal(self._inputs, other._inputs) else "the inputs differ"
+
     def at(self, model: Layer) -> LinearEngine:
         return LinearEngine(model, self._inputs, memory_budget=self.budget, **self._options)
 

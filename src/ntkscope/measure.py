@@ -181,6 +181,7 @@ def _run(request: Request, options: Options, form: Callable[[list[Estimate], Cos
     """Starts the best way that starts, drives it, and makes the result of its moments."""
     problem = request.problem(options)
     meter = Meter(problem.ledgers())
+    epsilon = max(operator.epsilon for operator in problem.maps)
     spent_before = request.trace_run.cost if isinstance(request.trace_run, Estimate) else Cost()
     with contextlib.ExitStack() as stack:
         for engine in problem.engines or ():
@@ -191,7 +192,7 @@ def _run(request: Request, options: Options, form: Callable[[list[Estimate], Cos
         def finish(source: MomentSource, name: str, seed: int | None) -> Any:
             cost = dataclasses.replace(meter() + spent_before, seconds=meter().seconds)
             found = [
-                evaluate(source, metric, kernels, method=name, cost=cost, seed=seed)
+                evaluate(source, metric, kernels, method=name, cost=cost, seed=seed, epsilon=epsilon)
                 for metric, kernels in request.wanted
             ]
             return form(found, cost)

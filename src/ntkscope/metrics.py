@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from ntkscope.results import Cost, Estimate
+from ntkscope.results.estimate import DOUBLE_EPSILON
 from ntkscope.runs.moments import Moment, MomentSource
 
 __all__ = ["METRICS", "STANDARD", "Powers", "evaluate", "kernels_of", "moments_of"]
@@ -64,6 +65,7 @@ def evaluate(
     method: str,
     cost: Cost,
     seed: int | None = None,
+    epsilon: float = DOUBLE_EPSILON,
 ) -> Estimate:
     """A metric from the moments of its kernels.
 
@@ -74,13 +76,19 @@ def evaluate(
         method: How they were found, for the estimate.
         cost: What was spent.
         seed: The seed of the probes.
+        epsilon: Relative rounding of the products.
 
     Returns:
         The metric. A ratio over a zero kernel is not defined: its value is nan, and the note says so.
+
+    Raises:
+        ValueError: If exact moments are not finite.
     """
     powers = powers_of(metric, kernels)
     values = {moment: source.value(moment) for moment in powers}
-    blank = Estimate(math.nan, None, method, metric, cost=cost, seed=seed)
+    blank = Estimate(math.nan, None, method, metric, cost=cost, seed=seed, epsilon=epsilon)
+    if not all(math.isfinite(value) for value in values.values()):
+        return dataclasses.replace(blank, note=_not_finite(source, metric, values))
     if any(not values[moment] > 0 for moment, power in powers.items() if power < 0):
         words = metric.replace("_", " ")
         return dataclasses.replace(blank, note=f"the {words} of a zero kernel is not defined")
@@ -96,8 +104,31 @@ def evaluate(
         samples=found.samples,
         degrees_of_freedom=found.summary.degrees_of_freedom,
         seed=None if found.summary.stderr == 0 else seed,
-        note=found.note,
+        note=found.note or _underflow(found.summary.value, epsilon),
     )
+
+
+#: Of half precision, whose range gradients leave downwards too; float32 does so at 1e-38 alone.
+_HALF_EPSILON = 2.0**-10
+
+
+def _underflow(value: float, epsilon: float) -> str:
+    """What a reader should know of a zero in half precision."""
+    if value != 0 or epsilon < _HALF_EPSILON:
+        return ""
+    return "0 in half precision; a wider dtype tells whether the products only fell below its range"
+
+
+def _not_finite(source: MomentSource, metric: str, values: Mapping[Moment, float]) -> str:
+    """A note; an error for moments that are exact, since nothing will make them better."""
+    words = (
+        f"the {metric.replace('_', ' ')} is not finite, since products of the model leave the range of its "
+        "dtype; bring model and inputs to a wider one (model.double()), or scale the state (outputs=)"
+    )
+    broken = [moment for moment, value in values.items() if not math.isfinite(value)]
+    if any(source.monomial({moment: 1}).summary.stderr == 0 for moment in broken):
+        raise ValueError(words)
+    return words
 
 
 def _method(method: str, source: str) -> str:

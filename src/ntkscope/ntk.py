@@ -436,6 +436,12 @@ class NTK:
                     f"the kernels are {self.dtype} on {self.device} and {other.dtype} on {other.device}; "
                     "bring both models to one dtype and device"
                 )
+            different = self.engine.other_inputs(other.engine)
+            if different:
+                raise ValueError(
+                    f"the kernels are of different inputs ({different}); use the same batch for both "
+                    "(estimators.alignment compares kernels whatever they are of)"
+                )
             return other
         return self.engine.matrix(other)
 

@@ -82,7 +82,7 @@ def _both(structure: SampleJacobian) -> tuple[Linearization, Linearization]:
     values, leaves = function.parameters, structure.axes.split(function.inputs, range(structure.batch))
     ways = (
         ProgramReverse(_programmed(structure), values, leaves),
-        AutogradReverse(graph, values, leaves, function.dtype, function.device),
+        AutogradReverse(graph, values, leaves, function.device),
     )
     first, second = (Linearization(graph, structure.groups, way) for way in ways)
     torch.testing.assert_close(first.state, second.state, rtol=1e-12, atol=1e-12)

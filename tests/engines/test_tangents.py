@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntkscope import NTK
 from ntkscope.engines.torch.samples.tangents import SampleTangents
@@ -49,6 +49,28 @@ def test_the_numbers_do_not_depend_on_the_memory() -> None:
         for budget in (1 << 30, 1 << 22)
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+class PaddedWords(nn.Module):
+    """Torch's forward mode moves the padding's row; few samples have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(30, 4, padding_idx=0), nn.Linear(4, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.words(tokens)).sum(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wrong_forward_mode_is_found_in_one_sample_of_many(seed: int, dtype: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, tokens = PaddedWords().to(dtype), torch.randint(1, 30, (400, 8))
+    tokens[37 * seed, 2] = 0
+    with pytest.raises(ValueError, match="not the transpose"):
+        NTK(model, tokens).trace("per-sample-forward", products=2)
 
 
 @pytest.mark.parametrize("name", sorted(NO_FORWARD))

@@ -58,6 +58,23 @@ def test_value_text(value: float, stderr: float | None, text: str) -> None:
     assert Estimate(value, stderr).value_text() == text
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "text"),
+    [(2**-52, "2314.232"), (2**-23, "2314.232"), (2**-10, "2.31e+03"), (2**-7, "2.3e+03"), (0.0, "2314.232")],
+)
+def test_exact_values_have_the_digits_of_their_products(epsilon: float, text: str) -> None:
+    estimate = Estimate(2314.2322, 0.0, epsilon=epsilon)
+    assert estimate.value_text() == text
+    assert Estimate.from_dict(json.loads(json.dumps(estimate.to_dict()))).epsilon == epsilon
+    assert float(estimate) == 2314.2322
+
+
+def test_what_earlier_versions_wrote_has_no_rounding() -> None:
+    data = Estimate(1.0, 0.0).to_dict()
+    del data["epsilon"]
+    assert Estimate.from_dict(data) == Estimate(1.0, 0.0)
+
+
 def test_repr() -> None:
     estimate = Estimate(2314.4, 12.3, "hutch++", "trace", cost=Cost(60, 60, 60, 0.04))
     assert repr(estimate) == str(estimate) == "2314 ± 12 (hutch++, 60 products, 0.04 s)"

@@ -31,23 +31,6 @@ _FAILING = {
     6: [
         "test_plain_autograd::test_reentrant_checkpointing",
     ],
-    8: [
-        "test_recorder::test_structure_is_kept[_float_power]",
-        "test_recorder::test_structure_is_kept[_inverse_degree]",
-        "test_recorder::test_structure_is_kept[_profiled]",
-    ],
-    10: [
-        "test_claims::test_digits_of_half_precision[effective_rank-dtype0-4]",
-        "test_claims::test_digits_of_half_precision[effective_rank-dtype1-5]",
-        "test_claims::test_digits_of_half_precision[frobenius_norm-dtype0-4]",
-        "test_claims::test_digits_of_half_precision[frobenius_norm-dtype1-5]",
-        "test_claims::test_digits_of_half_precision[trace-dtype0-4]",
-        "test_claims::test_digits_of_half_precision[trace-dtype1-5]",
-        "test_claims::test_kernels_of_different_inputs[alignment]",
-        "test_claims::test_kernels_of_different_inputs[measure]",
-        "test_claims::test_kernels_of_different_inputs[measure_all]",
-        "test_claims::test_rounding_is_no_coupling[AutocastRegion]",
-    ],
     11: [
         "test_error_bars::test_a_matrix_on_few_coordinates[values0-hutch++]",
         "test_error_bars::test_alignments_near_n[10]",

@@ -87,9 +87,8 @@ def test_numbers(between: Callable[[Tensor], Tensor]) -> None:
 
 @pytest.mark.parametrize("between", RECORDED)
 def test_structure_is_kept(between: Callable[[Tensor], Tensor]) -> None:
-    """Two outputs a sample: two batched reverse products."""
     model, x = _made(between)
-    assert NTK(model, x).trace(method="exact").cost.vjps == 2
+    assert "2 one-hot probes a sample; about" in str(NTK(model, x).plan())
 
 
 def _first_sample(x: Tensor, model: nn.Module, *, masked: bool) -> Tensor:

@@ -63,7 +63,8 @@ def _ntk(seed: int) -> NTK:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return NTK(model, torch.randn(30, 4, generator=generator, dtype=torch.float64))
+    inputs = torch.randn(30, 4, generator=torch.Generator().manual_seed(100), dtype=torch.float64)
+    return NTK(model, inputs)
 
 
 @pytest.mark.usefixtures("toy")

@@ -240,6 +240,14 @@ class Engine(Protocol):
         """
         ...
 
+    def other_inputs(self, other: Engine) -> str:
+        """How another engine's batch differs from this one, by values and not by names or shapes.
+
+        Returns:
+            Words such as ``"input 0 differs in 3 of 5 rows"``; empty where all that can be compared is equal.
+        """
+        ...
+
     def at(self, model: Any) -> Engine:
         """The same state of the same model with other parameters.
 

@@ -16,6 +16,10 @@ from ntkscope.results.plain import Fields, plain_numbers
 __all__ = ["Cost", "Estimate", "student_t_quantile"]
 
 
+#: Relative rounding of float64.
+DOUBLE_EPSILON = 2.0**-52
+
+
 @functools.lru_cache(maxsize=4096)
 def student_t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Quantile of Student's t distribution.
@@ -121,6 +125,8 @@ class Estimate:
         seed: The seed of the probes; ``None`` for exact results.
         note: What a reader should know besides, such as why a run ended early.
         converged: Whether the requested tolerance was met; ``None`` if none was requested.
+        epsilon: Relative rounding of the products that it was made of, that of their dtype; an exact
+            value is printed with no more digits than that leaves.
     """
 
     value: float
@@ -133,6 +139,7 @@ class Estimate:
     seed: int | None = None
     note: str = ""
     converged: bool | None = None
+    epsilon: float = DOUBLE_EPSILON
 
     def __float__(self) -> float:
         return float(self.value)
@@ -170,11 +177,16 @@ class Estimate:
         return (self.value - half, self.value + half)
 
     def value_text(self) -> str:
-        """The value with its error, rounded to what the error supports."""
+        """The value with its error, rounded to what the error supports, or to what the dtype does.
+
+        >>> Estimate(2314.2322, 0.0).value_text(), Estimate(2314.2322, 0.0, epsilon=2**-7).value_text()
+        ('2314.232', '2.3e+03')
+        """
         if self.stderr is None:
             return f"{self.value:.4g} ± unknown"
         if self.stderr == 0 or not math.isfinite(self.stderr):
-            return f"{self.value:.7g}" + ("" if self.stderr == 0 else f" ± {self.stderr}")
+            error = "" if self.stderr == 0 else f" ± {self.stderr}"
+            return f"{self.value:.{_digits(self.epsilon)}g}{error}"
         return _rounded(self.value, self.stderr)
 
     def __str__(self) -> str:
@@ -209,7 +221,9 @@ class Estimate:
             "converged": None if self.converged is None else bool(self.converged),
             "note": self.note,
             "cost": self.cost.to_dict(),
-            **plain_numbers(value=self.value, stderr=self.stderr, degrees_of_freedom=freedom),
+            **plain_numbers(
+                value=self.value, stderr=self.stderr, degrees_of_freedom=freedom, epsilon=self.epsilon
+            ),
         }
 
     @classmethod
@@ -235,6 +249,7 @@ class Estimate:
             seed=fields.whole_or_none("seed"),
             note=fields.text("note"),
             converged=fields.flag_or_none("converged"),
+            epsilon=fields.number_or("epsilon", DOUBLE_EPSILON),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -243,6 +258,11 @@ class Estimate:
     def __hash__(self) -> int:
         # Of what cannot be nan, which equals itself here.
         return hash((self.quantity, self.method, self.seed, self.note))
+
+
+def _digits(epsilon: float) -> int:
+    """How many digits are known with this relative rounding: 7 at most, 3 of float16, 2 of bfloat16."""
+    return max(1, min(7, round(-math.log10(epsilon)))) if epsilon > 0 else 7
 
 
 def _rounded(value: float, error: float) -> str:

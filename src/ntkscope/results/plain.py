@@ -98,6 +98,10 @@ class Fields:
             raise self._wrong(name, "a number or null")
         return float(value)
 
+    def number_or(self, name: str, default: float) -> float:
+        """A float; ``default`` where the field is missing, as in what earlier versions wrote."""
+        return self.number(name) if name in self._data else default
+
     def _not_finite(self, name: str) -> float | None:
         words = self._data.get(NOT_FINITE, {})
         word = words.get(name) if isinstance(words, Mapping) else "no dict"

@@ -46,7 +46,8 @@ def row_moments(factors: Sequence[Map], budget: int, report: Report) -> Moments:
             if weight == 1:
                 traces[a] += np.trace(tile)
             for b in range(a + 1):
-                inner[a, b] += weight * np.sum(tile * tiles[b])
+                with np.errstate(over="ignore"):
+                    inner[a, b] += weight * np.sum(tile * tiles[b])
         done += 1
         report(done, count * (count + 1) // 2)
 
@@ -79,5 +80,6 @@ def parameter_moments(factors: Sequence[Map], report: Report) -> Moments:
         traces += [factor.inner(x, x).sum() for factor, x in zip(factors, blocks, strict=True)]
         report(number + 1, total)
     for (a, b), gram in grams.items():
-        inner[a, b] = inner[b, a] = np.sum(gram**2)
+        with np.errstate(over="ignore"):
+            inner[a, b] = inner[b, a] = np.sum(gram**2)
     return Moments(traces, inner)

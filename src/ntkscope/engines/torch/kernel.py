@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ntkscope.engines.base import Directions, Machine, Refusal, Sizes
 from ntkscope.engines.torch import machine
+from ntkscope.engines.torch.batches import difference
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
@@ -195,6 +196,10 @@ class TorchEngine:
                 "the other kernel is not symmetric, as a kernel is; pass (A + A.T) / 2 if it nearly is"
             )
         return matrix
+
+    def other_inputs(self, other: TorchEngine) -> str:
+        """As :meth:`ntkscope.engines.base.Engine.other_inputs`."""
+        return difference(self.function.inputs, other.function.inputs)
 
     # Later in training.
 

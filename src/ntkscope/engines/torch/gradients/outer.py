@@ -6,13 +6,14 @@ zero whose mean is taken off later) it loses its digits, and is taken in another
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.gradients.base import Direct, Factor
-from ntkscope.engines.torch.gradients.sides import SampleSide, in_one_dtype, in_range, square_sum, widened
+from ntkscope.engines.torch.gradients.sides import SampleSide, in_range, square_sum, widened
 
 __all__ = ["Outer"]
 
@@ -129,13 +130,15 @@ class Outer:
             Direct(self.rows()).add_tile(other, total)
             return
         k, batch, groups, positions, outputs = self.probe_side.shape
-        own, others = in_one_dtype(widened(self.probe_side), widened(other.probe_side))
+        dtype = functools.reduce(torch.promote_types, (self.dtype, other.dtype, torch.float32))
+        own, others = self.probe_side.to(dtype), other.probe_side.to(dtype)
         left = own.permute(2, 0, 1, 3, 4).reshape(groups, -1, outputs)
         right = others.permute(2, 0, 1, 3, 4).reshape(groups, -1, outputs)
         products = (left @ right.mT).reshape(
             groups, k, batch, positions, others.shape[0], others.shape[1], others.shape[3]
         )
-        gram = self.sample_side.gram(other.sample_side).permute(2, 0, 3, 1, 4).to(products.dtype)
+        features = self.sample_side.to(dtype)
+        gram = features.gram(other.sample_side.to(dtype)).permute(2, 0, 3, 1, 4).to(dtype)
         gram = gram[:, None, :, :, None]
         if groups == positions == others.shape[3] == 1:
             total.addcmul_(products[0, :, :, 0, :, :, 0], gram[0, :, :, 0, :, :, 0])

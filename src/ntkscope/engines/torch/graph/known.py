@@ -10,7 +10,11 @@ from torch import Tensor, fx
 from ntkscope.engines.torch.compat import is_wrapped
 from ntkscope.engines.torch.errors import StructureError
 
-__all__ = ["KnownTensors"]
+__all__ = ["KnownTensors", "UnseenError"]
+
+
+class UnseenError(StructureError):
+    """A tensor has a history that was not recorded."""
 
 
 class KnownTensors:
@@ -81,13 +85,33 @@ class KnownTensors:
         for one in sorted(same, key=lambda one: one.requires_grad != value.requires_grad):
             if not value.requires_grad or (one.requires_grad and one.grad_fn is value.grad_fn):
                 return self._nodes[id(one)], one.requires_grad
+        if any(id(one) in self._stale and _same_place(one, value) for one in relatives):
+            raise StructureError("the model writes in place into a part of a tensor")
         if value.grad_fn is not None:
-            raise StructureError(
+            raise UnseenError(
                 "the model uses a tensor with a history of its own, as one that was kept from an earlier pass"
             )
-        if any(id(one) not in self._constants for one in relatives):
+        if any(id(one) not in self._constants for one in relatives or self._around(value)):
             raise StructureError("the model reads a tensor's memory by a path that is not recorded")
         return None
+
+    def _around(self, value: Tensor) -> list[Tensor]:
+        """The values whose memory holds that of a value in a storage of its own, as NumPy makes them."""
+        if value.layout is not torch.strided or is_wrapped(value):
+            return []
+        place = value.data_ptr()
+        return [
+            one
+            for relatives in self._by_memory.values()
+            for one in relatives[:1]
+            if one.layout is torch.strided and not is_wrapped(one) and _holds(one, place)
+        ]
+
+
+def _holds(value: Tensor, place: int) -> bool:
+    storage = value.untyped_storage()
+    start = storage.data_ptr()
+    return start <= place < start + storage.nbytes()
 
 
 def _memory(value: Tensor) -> Any:

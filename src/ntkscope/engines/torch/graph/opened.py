@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from ntkscope.engines.torch.errors import no_structure
 from ntkscope.engines.torch.graph.operators import (
     arguments_of,
+    casts,
     drop_dead,
     name_of,
     on_meta,
@@ -42,6 +43,7 @@ class Use:
         captured: Index among the captured values, by the name of the argument.
         tap_shape: Shape of its output for one sample.
         parameters: Name of the parameter, by the name of the argument.
+        dtype: Of its output.
     """
 
     rule: Rule
@@ -49,6 +51,7 @@ class Use:
     captured: dict[str, int]
     tap_shape: tuple[int, ...]
     parameters: dict[str, str]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class _Opening:
         if len(users) != 1:
             return {name: node}
         user = users[0]
-        if rearranges(user):
+        if rearranges(user) or casts(user):
             return self._blocks(name, user)
         if splits(user):
             for part in list(user.users):
@@ -208,8 +211,8 @@ class _Opening:
             wanted = {arg: arguments[arg] for arg in rule.captures if isinstance(arguments[arg], fx.Node)}
             places = {arg: captured.setdefault(value, len(captured)) for arg, value in wanted.items()}
             constants = {arg: on_meta(value) for arg, value in arguments.items() if arg not in places}
-            shape = tuple(node.meta["val"].shape)
-            uses.append(Use(rule, constants, places, shape, parameters))
+            value = node.meta["val"]
+            uses.append(Use(rule, constants, places, tuple(value.shape), parameters, value.dtype))
             self._add_tap(node, len(uses) - 1)
         return uses, list(captured)
 
@@ -226,10 +229,11 @@ class _Opening:
 
 
 def _steps(parameter: fx.Node, block: fx.Node) -> tuple[fx.Node, ...]:
-    """The operations that lead from a parameter to a block of it."""
+    """The operations that lead from a parameter to a block of it, but for casts."""
     steps: list[fx.Node] = []
     while block is not parameter:
-        steps.append(block)
+        if not casts(block):
+            steps.append(block)
         block = block.all_input_nodes[0]
     return tuple(reversed(steps))
 
@@ -238,7 +242,7 @@ def _merge_equal_users(graph: fx.Graph, node: fx.Node) -> None:
     """One view where the same view of a parameter is taken several times."""
     seen: dict[Any, fx.Node] = {}
     for user in list(node.users):
-        if not (rearranges(user) or splits(user) or name_of(user) == "getitem"):
+        if not (rearranges(user) or casts(user) or splits(user) or name_of(user) == "getitem"):
             continue
         key = (user.target, str(user.args), str(user.kwargs))
         first = seen.setdefault(key, user)

@@ -22,6 +22,7 @@ __all__ = [
     "View",
     "arguments_of",
     "bound_arguments",
+    "casts",
     "drop_dead",
     "expands",
     "is_move",
@@ -145,6 +146,23 @@ def is_move(node: fx.Node) -> bool:
 def rearranges(node: fx.Node) -> bool:
     """Whether it shows all of a tensor exactly once: a parameter may pass through it."""
     return _has(node, Trait.REARRANGES)
+
+
+def casts(node: fx.Node) -> bool:
+    """Whether it gives a floating tensor in another floating dtype, and does nothing else.
+
+    Asked of a recorded graph whose nodes still have their values.
+    """
+    if name_of(node) not in ("to", "_to_copy", "type_as") or not isinstance(node.args[0], fx.Node):
+        return False
+    source, result = node.args[0].meta.get("val"), node.meta.get("val")
+    return (
+        isinstance(source, Tensor)
+        and isinstance(result, Tensor)
+        and source.is_floating_point()
+        and result.is_floating_point()
+        and (source.device, source.layout) == (result.device, result.layout)
+    )
 
 
 def splits(node: fx.Node) -> bool:

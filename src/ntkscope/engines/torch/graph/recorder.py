@@ -24,14 +24,18 @@ from ntkscope.engines.torch.compat import (
     schema_of,
 )
 from ntkscope.engines.torch.errors import StructureError
+from ntkscope.engines.torch.graph.autocast import active_autocast, cast_by, casts_of, without_autocast
 from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, record_bags
 from ntkscope.engines.torch.graph.inplace import functional_overload, writes_all_of_it
-from ntkscope.engines.torch.graph.known import KnownTensors
+from ntkscope.engines.torch.graph.known import KnownTensors, UnseenError
 from ntkscope.engines.torch.graph.operators import bound_arguments, drop_dead, is_random
 
 __all__ = ["Recording", "record"]
 
 aten = torch.ops.aten
+
+#: Operations with arguments in several precisions.
+_WIDENED = {aten.batch_norm.default}
 
 #: What can stand in the source text that FX makes of a graph.
 _PRINTABLE = (
@@ -68,17 +72,31 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> Reco
     """
     if NO_RECORDING:
         raise StructureError(NO_RECORDING)
-    recorder = _Recorder(arguments)
+    try:
+        return _recorded(function, arguments, whole=True)
+    except UnseenError:
+        # A gradient that is taken inside needs what the parts of an operation computed, as of ``linear``.
+        return _recorded(function, arguments, whole=False)
+
+
+def _recorded(function: Callable[..., Tensor], arguments: Sequence[Tensor], *, whole: bool) -> Recording:
+    recorder = _Recorder(arguments, whole=whole)
     with torch.enable_grad(), before_dispatch(), recorder:
         result = function(*arguments)
     return recorder.finish(result)
 
 
 class _Recorder(PreDispatchMode):
-    """Writes down each operation that it sees."""
+    """Writes down each operation that it sees.
 
-    def __init__(self, arguments: Sequence[Tensor]) -> None:
+    Args:
+        arguments: The function's.
+        whole: Whether operations that are made of others are written down as one.
+    """
+
+    def __init__(self, arguments: Sequence[Tensor], *, whole: bool) -> None:
         super().__init__()
+        self._whole = whole
         self._graph = fx.Graph()
         self._constants = nn.Module()
         self._known = KnownTensors()
@@ -90,11 +108,20 @@ class _Recorder(PreDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self._whole and not schema_of(func).is_mutable:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         if schema_of(func).is_mutable:
             return self._record_in_place(func, node_args, node_kwargs, args, kwargs)
         result = func(*args, **kwargs)
         if any(isinstance(part, Tensor) for part in pytree.tree_leaves(result)):
+            lowered = active_autocast((args, kwargs))
+            if lowered is not None:
+                dtype = casts_of(func, args, kwargs, result, lowered)
+                node_args, node_kwargs = self._cast(dtype, (node_args, node_kwargs), (args, kwargs))
             self._record(func, node_args, node_kwargs, args, kwargs, result)
         # What gives no tensor, such as a profiler's marks, is no part of the computation.
         return result
@@ -129,9 +156,15 @@ class _Recorder(PreDispatchMode):
     def _record(
         self, func: Any, node_args: Any, node_kwargs: Any, args: Any, kwargs: Any, result: Any
     ) -> None:
+        if func in _WIDENED and isinstance(result, Tensor):
+            # Torch normalises half precision by averages in float32, but not under vmap.
+            node_args, node_kwargs = self._cast(torch.float32, (node_args, node_kwargs), (args, kwargs))
         node = self._call(func, node_args, node_kwargs)
         node.meta["val"] = result
         if isinstance(result, Tensor):
+            if func in _WIDENED and result.dtype in (torch.float16, torch.bfloat16):
+                node.meta["val"] = result.detach().float()
+                node = self._call_on(aten.to.dtype, node, result.dtype)
             self._known.remember(result, self._detached(node))
             return
         for index, part in enumerate(result):
@@ -156,6 +189,19 @@ class _Recorder(PreDispatchMode):
         self._varied.add(picked)
         return picked
 
+    def _cast(self, dtype: torch.dtype | None, nodes: Any, values: Any) -> Any:
+        """Nodes of the same arguments as autocast casts them."""
+        wanted = cast_by(dtype, values)
+
+        def cast(node: Any, value: Any, other: Any) -> Any:
+            if not isinstance(value, Tensor) or value.dtype == other.dtype:
+                return node
+            made = self._call_on(aten.to.dtype, node, dtype)
+            made.meta["val"] = other.detach()
+            return made
+
+        return pytree.tree_map(cast, nodes, values, wanted)
+
     def _call_on(self, target: Any, node: fx.Node, *others: Any) -> fx.Node:
         made = self._graph.call_function(target, (node, *others))
         if node in self._varied:
@@ -170,14 +216,17 @@ class _Recorder(PreDispatchMode):
         """The same operation with a result of its own; other views of the memory are stale from here."""
         written = args[0] if args else None
         overload = functional_overload(func)
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        if drawn and overload is None:
+            # It stands for random numbers, which are refused where they are read.
+            overload, node_args, node_kwargs = aten.rand_like.default, node_args[:1], {}
         if not isinstance(written, Tensor) or (overload is None and func is not aten.copy_.default):
             raise StructureError(f"the model writes in place by {func}, which has no other form")
         expected: Any = None
-        drawn = torch.Tag.nondeterministic_seeded in func.tags
         if not drawn:
-            with torch.no_grad():
+            with torch.no_grad(), without_autocast(args):
                 expected = args[1].expand_as(args[0]) if overload is None else overload(*args, **kwargs)
-                # An in-place operation gives no other number, but it is the graph that is run afterwards.
+                # What is computed must not be what is written.
                 expected = expected.clone() if isinstance(expected, Tensor) else expected
         result = func(*args, **kwargs)
         if not drawn and not writes_all_of_it(written.detach(), expected):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ntkscope.engines.torch.graph.opened import Graph
+from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.modes import differentiable_operations
 from ntkscope.engines.torch.reverse.base import OutputGradients, one_hot_probes
 
@@ -22,7 +23,6 @@ class AutogradReverse:
         graph: The state of one sample, opened at the uses of its parameters.
         parameters: Their values by name.
         leaves: The inputs of the samples, samples first.
-        dtype: The state's.
         device: The state's.
         randomness: As vmap takes it.
     """
@@ -32,7 +32,6 @@ class AutogradReverse:
         graph: Graph,
         parameters: Mapping[str, Tensor],
         leaves: Sequence[Tensor],
-        dtype: torch.dtype,
         device: torch.device,
         randomness: str = "error",
     ) -> None:
@@ -41,8 +40,10 @@ class AutogradReverse:
             name: parameters[name].expand(size, *parameters[name].shape).requires_grad_()
             for name in graph.general
         }
-        zero = torch.zeros((), dtype=dtype, device=device)
-        taps = [zero.expand(size, *use.tap_shape).requires_grad_() for use in graph.uses]
+        taps = [
+            torch.zeros((), dtype=use.dtype, device=device).expand(size, *use.tap_shape).requires_grad_()
+            for use in graph.uses
+        ]
         inputs = [general.get(name, parameters[name]) for name in graph.names]
         axes = [0 if name in general else None for name in graph.names]
         axes += [0] * (len(leaves) + len(taps))
@@ -56,6 +57,7 @@ class AutogradReverse:
         self._pieces: tuple[Tensor, ...] = pieces
         self._taps = taps
         self._general = general
+        self._together = True
 
     def of_state(self, z: Tensor) -> OutputGradients:
         """As :meth:`Reverse.of_state`."""
@@ -72,20 +74,34 @@ class AutogradReverse:
         leaves = [*self._taps, *self._general.values()]
         if not targets or not leaves or not any(target.requires_grad for target in targets):
             return OutputGradients({})
-        # One probe alone needs no batch, whose overhead is felt where operations are small.
-        batched = len(probes[0]) > 1
         with differentiable_operations():
-            gradients = torch.autograd.grad(
-                targets,
-                leaves,
-                probes if batched else [probe[0] for probe in probes],
-                is_grads_batched=batched,
-                retain_graph=True,
-                allow_unused=True,
-            )
-        if not batched:
-            gradients = tuple(None if g is None else g.unsqueeze(0) for g in gradients)
+            gradients = self._gradients(targets, leaves, probes)
         of_taps, of_general = gradients[: len(self._taps)], gradients[len(self._taps) :]
         uses = {number: g for number, g in enumerate(of_taps) if g is not None}
         general = {name: g for name, g in zip(self._general, of_general, strict=True) if g is not None}
         return OutputGradients(uses, general)
+
+    def _gradients(
+        self, targets: list[Tensor], leaves: list[Tensor], probes: list[Tensor]
+    ) -> list[Tensor | None]:
+        """For all probes together where that works, else one by one."""
+        # One probe alone needs no batch, whose overhead is felt where operations are small.
+        if self._together and len(probes[0]) > 1:
+            try:
+                together = torch.autograd.grad(
+                    targets, leaves, probes, is_grads_batched=True, retain_graph=True, allow_unused=True
+                )
+                return list(together)
+            except Exception as error:
+                # Some backward passes cannot be batched (sparse matrices), and say so in many ways.
+                if is_out_of_memory(error):
+                    raise
+                self._together = False
+        rows = [
+            torch.autograd.grad(
+                targets, leaves, [probe[row] for probe in probes], retain_graph=True, allow_unused=True
+            )
+            for row in range(len(probes[0]))
+        ]
+        # Whether a leaf is reached does not depend on the probe.
+        return [None if of_leaf[0] is None else torch.stack(of_leaf) for of_leaf in zip(*rows, strict=True)]

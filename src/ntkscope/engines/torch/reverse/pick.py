@@ -26,10 +26,9 @@ class Begin(Protocol):
         self,
         parameters: Mapping[str, Tensor],
         leaves: Sequence[Tensor],
-        dtype: torch.dtype,
         device: torch.device,
     ) -> Reverse:
-        """At these parameters, for samples whose inputs come samples first; the state's dtype and device."""
+        """At these parameters, for samples whose inputs come samples first, on the state's device."""
         ...
 
 
@@ -65,9 +64,7 @@ def pick_reverse(graph: Graph, runs: Sequence[tuple[int, ...]]) -> ReversePass:
     if program is None:
         return by_autograd
 
-    def begin(
-        parameters: Mapping[str, Tensor], leaves: Sequence[Tensor], dtype: torch.dtype, device: torch.device
-    ) -> Reverse:
+    def begin(parameters: Mapping[str, Tensor], leaves: Sequence[Tensor], device: torch.device) -> Reverse:
         return ProgramReverse(program, parameters, leaves)
 
     return ReversePass(begin, "the reverse pass is written out", by_autograd)

@@ -9,26 +9,27 @@ kernel's numbers by as little, or within what :mod:`rounding` measures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.errors import StructureError, no_structure
+from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.samples.axes import SampleAxes
 from ntkscope.engines.torch.samples.double import agrees_in_double
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.samples.rounding import is_low, lowest_epsilon
-from ntkscope.engines.torch.samples.sums import BatchGradient
+from ntkscope.engines.torch.samples.sums import BatchGradient, positions_of
 from ntkscope.engines.torch.state import StateFunction
 
 __all__ = ["Candidate", "GradientsError", "ValuesError", "check_structure"]
 
 # What needs no measurement, in units of the last digit.
 _UNITS = 64
-# How far measured rounding may be exceeded.
+# How far measured rounding may be exceeded, and that of a sum of many terms, which grows as their root.
 _TIMES = 4.0
 
 
@@ -57,6 +58,7 @@ class Candidate:
         function: The model.
         axes: Where its samples lie.
         graph: The state of one sample.
+        groups: Its parameters that rules know.
         linearize: The graph of some samples, run forward.
         with_noise: The same, off by rounding.
     """
@@ -64,6 +66,7 @@ class Candidate:
     function: StateFunction
     axes: SampleAxes
     graph: Graph
+    groups: Sequence[Group]
     linearize: Callable[[range], Linearization]
     with_noise: Callable[[range], Linearization]
 
@@ -111,7 +114,15 @@ class _Check:
             else gradient.detach().reshape(-1).double()
             for name, value in function.parameters.items()
         }
-        self._whole = math.sqrt(sum(float(g.norm()) ** 2 for g in self._gradients.values()))
+        self._sizes = {name: float(gradient.norm()) for name, gradient in self._gradients.items()}
+        self._whole = math.sqrt(sum(size**2 for size in self._sizes.values()))
+        self._units = (1 if is_low(self._epsilon) else _UNITS) * self._epsilon
+        # Sums are accumulated in float32 at least, term by term in some of torch's backward passes.
+        accumulated = min(self._epsilon, torch.finfo(torch.float32).eps)
+        self._summed = {
+            name: _TIMES * accumulated * math.sqrt(axes.batch * positions) * self._sizes[name]
+            for name, positions in positions_of(candidate.graph, candidate.groups).items()
+        }
 
     def run(self, parts: Iterable[tuple[range, Linearization]]) -> None:
         total = BatchGradient(self._candidate.graph, self._candidate.function.parameters)
@@ -123,13 +134,12 @@ class _Check:
                 first = part, _Evaluation(states[0], total.by_parameter())
         assert first is not None
         found = _Evaluation(torch.cat(states), total.by_parameter())
-        units = (1 if is_low(self._epsilon) else _UNITS) * self._epsilon
-        if self._agrees_to_the_digit(found, units):
+        if self._agrees_to_the_digit(found):
             return
         part, exact = first
         noisy = self._evaluate(self._candidate.with_noise(part), part)
-        self._compare_states(found.states, exact.states, noisy.states, units)
-        self._compare_gradients(found.gradients, exact.gradients, noisy.gradients, units, len(part))
+        self._compare_states(found.states, exact.states, noisy.states)
+        self._compare_gradients(found.gradients, exact.gradients, noisy.gradients, len(part))
 
     def _add(self, total: BatchGradient, linear: Linearization, part: range) -> Tensor:
         """Adds the gradients of a part, and gives its states."""
@@ -141,18 +151,18 @@ class _Check:
         states = self._add(total, linear, part)
         return _Evaluation(states, total.by_parameter())
 
-    def _agrees_to_the_digit(self, found: _Evaluation, units: float) -> bool:
+    def _agrees_to_the_digit(self, found: _Evaluation) -> bool:
         apart = float((found.states - self._states).abs().max())
-        return apart <= units * float(self._states.abs().max()) and all(
-            float((found.gradients[name] - own).norm()) <= units * self._whole
+        return apart <= self._units * float(self._states.abs().max()) and all(
+            float((found.gradients[name] - own).norm()) <= self._units * self._whole + self._summed[name]
             for name, own in self._gradients.items()
         )
 
     # States.
 
-    def _compare_states(self, found: Tensor, exact: Tensor, noisy: Tensor, units: float) -> None:
+    def _compare_states(self, found: Tensor, exact: Tensor, noisy: Tensor) -> None:
         apart, noise = (found - self._states).abs(), (noisy - exact).abs()
-        floor = units * float(self._states.abs().max())
+        floor = self._units * float(self._states.abs().max())
         at_most = _TIMES * float(noise.max()) + floor
         # By output, over all samples: coupling moves many entries by less than rounding moves one.
         of_output = _TIMES * torch.maximum(_rms(noise), _rms(exact) * _ratio(noise, exact)) + floor
@@ -186,7 +196,6 @@ class _Check:
         found: Mapping[str, Tensor],
         exact: Mapping[str, Tensor],
         noisy: Mapping[str, Tensor],
-        units: float,
         measured: int,
     ) -> None:
         noise = {name: float((noisy[name] - own).norm()) for name, own in exact.items()}
@@ -198,15 +207,15 @@ class _Check:
         limit = min(0.1, 4 * self._lowest**0.5) * self._whole
         for name, own in self._gradients.items():
             apart = float((found[name] - own).norm())
-            stored = self._epsilon * math.sqrt(self._uses(name)) * float(own.norm())
+            stored = self._epsilon * math.sqrt(self._uses(name)) * self._sizes[name] + self._summed[name]
             tolerance = _TIMES * scale * max(noise[name], ratio * sizes[name]) + stored
-            if not apart <= max(units * self._whole, min(tolerance, limit)):
+            if not apart <= max(self._units * self._whole, min(tolerance, limit)):
                 if self._agrees_in_double(measured):
                     return
                 raise GradientsError(
                     "the gradients of single samples do not add up to the gradient of the batch: "
-                    f"for {name} they are {apart:.2g} off in {float(own.norm()):.2g}, of which rounding "
-                    f"explains {tolerance:.2g}; {self._cause(name, apart / max(float(own.norm()), 1e-300))}"
+                    f"for {name} they are {apart:.2g} off in {self._sizes[name]:.2g}, of which rounding "
+                    f"explains {tolerance:.2g}; {self._cause(name, apart / max(self._sizes[name], 1e-300))}"
                 )
 
     def _agrees_in_double(self, samples: int) -> bool:

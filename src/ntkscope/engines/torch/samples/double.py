@@ -56,14 +56,18 @@ def _by_samples(
 ) -> dict[str, torch.Tensor]:
     """The sum of the samples' gradients by the graph."""
     # A copy, so that the compiled module of the narrow one is not taken along.
-    doubled = dataclasses.replace(graph, constants=copy.deepcopy(graph.constants).double())
+    doubled = dataclasses.replace(
+        graph,
+        constants=copy.deepcopy(graph.constants).double(),
+        uses=tuple(dataclasses.replace(use, dtype=torch.float64) for use in graph.uses),
+    )
     groups = groups_of(doubled)
     probe = axes.to_samples(z.reshape(1, -1))
     total = BatchGradient(doubled, wide.parameters)
     for start in range(0, axes.batch, samples):
         part = range(start, min(start + samples, axes.batch))
         leaves = axes.split(wide.inputs, part)
-        reverse = AutogradReverse(doubled, wide.parameters, leaves, torch.float64, z.device)
+        reverse = AutogradReverse(doubled, wide.parameters, leaves, z.device)
         linear = Linearization(doubled, groups, reverse)
         total.add(linear.pull(probe[:, part.start : part.stop]))
     return total.by_parameter()

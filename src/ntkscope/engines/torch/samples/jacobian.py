@@ -119,7 +119,7 @@ class SampleJacobian:
         """The graph of some samples, run forward once."""
         function = self.function
         leaves = self.axes.split(function.inputs, samples)
-        reverse = self._reverse.begin(function.parameters, leaves, function.dtype, function.device)
+        reverse = self._reverse.begin(function.parameters, leaves, function.device)
         return Linearization(self.graph, self.groups, reverse)
 
     def at(self, function: StateFunction, ledger: Ledger) -> SampleJacobian:
@@ -237,7 +237,7 @@ class SampleJacobian:
         """By the quickest reverse pass that agrees with the model; the last resort must."""
         while True:
             at_once, _ = self._portions.of(1)
-            candidate = Candidate(self.function, self.axes, self.graph, self.linearize, self._with_noise)
+            candidate = self._candidate()
             try:
                 return check_structure(candidate, self.linearizations(at_once))
             except ValuesError:
@@ -249,11 +249,14 @@ class SampleJacobian:
             # An operation that is not what its name says: what autograd says of it holds.
             self._reverse, self._whole = fallback, None
 
+    def _candidate(self) -> Candidate:
+        return Candidate(self.function, self.axes, self.graph, self.groups, self.linearize, self._with_noise)
+
     def _with_noise(self, samples: range) -> Linearization:
         """As :meth:`linearize`, with every result off by rounding."""
         function = self.function
         leaves = self.axes.split(function.inputs, samples)
-        return linearize_with_noise(self.graph, self.groups, function.parameters, leaves, function.state)
+        return linearize_with_noise(self.graph, self.groups, function.parameters, leaves, function.device)
 
 
 def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:

@@ -43,7 +43,7 @@ def linearize_with_noise(
     groups: Sequence[Group],
     parameters: Mapping[str, Tensor],
     leaves: Sequence[Tensor],
-    state: Tensor,
+    device: torch.device,
 ) -> Linearization:
     """The graph of some samples with the results of its operations off by rounding.
 
@@ -52,13 +52,13 @@ def linearize_with_noise(
         groups: Its parameters.
         parameters: Their values.
         leaves: The inputs of the samples, samples first.
-        state: Has the state's dtype and device.
+        device: The state's.
     """
-    devices = [state.device] if state.is_cuda else []
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(CHECK_SEED)
         noisy = with_noise(graph)
-        reverse = AutogradReverse(noisy, parameters, leaves, state.dtype, state.device, "different")
+        reverse = AutogradReverse(noisy, parameters, leaves, device, "different")
     return Linearization(noisy, groups, reverse)
 
 

@@ -12,7 +12,25 @@ from ntkscope.engines.torch.graph.groups import Group, group_shape
 from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.samples.linearization import Gradient
 
-__all__ = ["BatchGradient"]
+__all__ = ["BatchGradient", "positions_of"]
+
+
+def positions_of(graph: Graph, groups: Sequence[Group]) -> dict[str, float]:
+    """At how many positions of a sample each parameter is used, and so how many terms its gradient sums.
+
+    Args:
+        graph: The state of one sample.
+        groups: Its parameters that rules know.
+    """
+    found: dict[str, float] = {}
+    for group in groups:
+        positions = group_shape(graph, group).positions
+        for block in group.blocks:
+            owner = graph.blocks.get(block, block)
+            found[owner] = max(found.get(owner, 1.0), positions)
+    # What no rule knows may be used wherever something else is.
+    most = max(found.values(), default=1.0)
+    return {name: found.get(name, most) for name in graph.names}
 
 
 class BatchGradient:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from ntkscope.engines.torch.errors import StructureError, first_line
-from ntkscope.engines.torch.memory import is_out_of_memory, samples_and_probes
-from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
+from ntkscope.engines.torch.errors import StructureError, no_structure
+from ntkscope.engines.torch.memory import samples_and_probes
+from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.engines.torch.samples.rounding import lowest_epsilon
 
 __all__ = ["SampleTangents"]
 
@@ -35,8 +36,10 @@ class SampleTangents:
         load_forward_mode()
         self._values = [function.parameters[name] for name in graph.names]
         self.size = sum(value.numel() for value in self._values)
-        zero = torch.zeros((), dtype=function.dtype, device=function.device)
-        self._taps = [zero.expand(use.tap_shape) for use in graph.uses]
+        self._taps = [
+            torch.zeros((), dtype=use.dtype, device=function.device).expand(use.tap_shape)
+            for use in graph.uses
+        ]
         forward = function.forward_size.elements / jacobian.batch
         each = function.state.element_size() * (2 * self.size + 3 * forward)
         self._samples, self._probes = samples_and_probes(jacobian.batch, each, jacobian.budget)
@@ -82,41 +85,45 @@ class SampleTangents:
         return tuple(p.reshape(v.shape).to(v.dtype) for p, v in zip(pieces, self._values, strict=True))
 
     def _check(self) -> None:
-        """Forward and reverse mode must be each other's transpose: ⟨z, Ju⟩ = ⟨Jᵀz, u⟩ over all samples."""
-        function, batch = self._jacobian.function, self._jacobian.batch
+        """Forward mode must give what differentiating the reverse pass gives, entry by entry of all samples.
+
+        The reverse pass itself was compared with the model's own.
+        """
+        jacobian = self._jacobian
+        function, batch = jacobian.function, jacobian.batch
         generator = torch.Generator().manual_seed(CHECK_SEED)
         u = torch.randn(self.size, generator=generator, dtype=torch.float64)
         u = u.to(function.device, function.dtype)
-        difference = scale = 0.0
+        differences, sizes = [], []
         for first in range(0, batch, self._samples):
             part = range(first, min(first + self._samples, batch))
-            leaves = self._jacobian.axes.split(function.inputs, part)
-            try:
+            leaves = jacobian.axes.split(function.inputs, part)
+            with no_structure("an operation of the model has no forward mode"):
                 forward = self._push(leaves, u.expand(1, len(part), -1))[0]
-            except (NotImplementedError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    raise
-                raise StructureError(
-                    f"an operation of the model has no forward mode ({first_line(error)})"
-                ) from error
-            z = torch.randn(forward.shape, generator=generator, dtype=torch.float64)
-            z = z.to(function.device, function.dtype)
-            backward = self._pull(leaves, z)
-            difference += float((forward.double() * z).sum() - (backward.double() * u).sum())
-            scale += float(forward.double().norm() * z.double().norm())
-        if not abs(difference) <= transpose_tolerance(function.dtype) * scale:
+            with no_structure("the model's forward mode cannot be checked"):
+                expected = self._push_by_reverse(leaves, u)
+            differences.append((forward.double() - expected.double()).abs().max())
+            sizes.append(expected.double().abs().max())
+        epsilon = lowest_epsilon(jacobian.graph, function.dtype)
+        tolerance = min(epsilon**0.5, 1e6 * epsilon) * torch.stack(sizes).max()
+        # A maximum of tensors is not a number where one of them is not.
+        if not bool(torch.stack(differences).max() <= tolerance):
             raise StructureError("forward mode of the model is not the transpose of its reverse mode")
 
-    def _pull(self, leaves: Sequence[Tensor], z: Tensor) -> Tensor:
-        """Σ_b J_bᵀz_b, shape (p,), by reverse mode."""
-        values = [value.clone().requires_grad_() for value in self._values]
+    def _push_by_reverse(self, leaves: Sequence[Tensor], u: Tensor) -> Tensor:
+        """J_b u for every sample, as the derivative of ⟨Jᵀz, u⟩ by z."""
+        values = [value.detach().clone().requires_grad_() for value in self._values]
         of_all = vmap(lambda *sample: self._state(values, sample))
         with torch.enable_grad(), self._jacobian.function.operations():
             state = of_all(*leaves)
             if not state.requires_grad:
-                return torch.zeros_like(self._flat(values))
-            return self._flat(torch.autograd.grad(state, values, z, materialize_grads=True))
-
-    @staticmethod
-    def _flat(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([value.detach().reshape(-1) for value in values])
+                return torch.zeros_like(state)
+            generator = torch.Generator().manual_seed(CHECK_SEED)
+            z = torch.randn(state.shape, generator=generator, dtype=torch.float64)
+            z = z.to(state.device, state.dtype).requires_grad_()
+            gradients = torch.autograd.grad(state, values, z, create_graph=True, materialize_grads=True)
+            along = sum((g * d).sum() for g, d in zip(gradients, self._split(u), strict=True))
+            if not isinstance(along, Tensor) or not along.requires_grad:
+                return torch.zeros_like(state)
+            (pushed,) = torch.autograd.grad(along, z, materialize_grads=True)
+        return pushed.detach()
