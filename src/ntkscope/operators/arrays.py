@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.operators.ledger import Ledger
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.operators.space import Block, Small
 
 __all__ = ["ArrayBlocks", "ArrayMap"]
@@ -123,9 +123,9 @@ class ArrayMap(ArrayBlocks):
         counts = turned.get(self._counts, self._counts)
         return ArrayMap(self._operator.T, counts=counts, ledger=self._ledger)
 
-    def signs(self, start: int, stop: int, *, seed: int, stream: int) -> Block:
-        """Random signs, shape (columns, stop - start)."""
-        return self.from_numpy(random_signs(self.shape[1], start, stop, seed=seed, stream=stream))
+    def probes(self, start: int, stop: int, *, seed: int, stream: int) -> Block:
+        """Random probes on the sphere of radius √columns, shape (columns, stop - start)."""
+        return self.from_numpy(sphere_probes(self.shape[1], start, stop, seed=seed, stream=stream))
 
     def identity(self, start: int, stop: int) -> Block:
         """Columns of the identity, shape (columns, stop - start)."""

@@ -54,8 +54,8 @@ class GramRun:
         for operator, grams in zip(self._maps, self._grams, strict=True):
             known = grams.width("X")
             if wanted > known:
-                signs = operator.signs(known, wanted, seed=self._seed, stream=self._stream)
-                grams.append("X", operator.apply(signs), wanted - known)
+                probes = operator.probes(known, wanted, seed=self._seed, stream=self._stream)
+                grams.append("X", operator.apply(probes), wanted - known)
 
     def result(self) -> Moments:
         """The moments with their samples.

@@ -94,7 +94,7 @@ def two_sided_draw(operator: Map, *, seed: int, stream: int = 0) -> Draw:
     """Samples ωᵀKω, one product each, of a map of shape (n, n)."""
 
     def draw(start: int, stop: int) -> NDArray[np.float64]:
-        probes = operator.signs(start, stop, seed=seed, stream=stream)
+        probes = operator.probes(start, stop, seed=seed, stream=stream)
         return operator.inner(probes, operator.apply(probes))
 
     return draw
@@ -108,7 +108,7 @@ def factor_draw(factor: Map, *, seed: int, stream: int = 0) -> Draw:
     """
 
     def draw(start: int, stop: int) -> NDArray[np.float64]:
-        block = factor.apply(factor.signs(start, stop, seed=seed, stream=stream))
+        block = factor.apply(factor.probes(start, stop, seed=seed, stream=stream))
         return factor.inner(block, block)
 
     return draw

@@ -83,15 +83,15 @@ class HutchPlusPlusRun:
         known = grams.width("G")
         wanted = probes - self._sketched - grams.width("Q")
         if wanted > known:
-            signs = self._operator.signs(known, wanted, seed=self._seed, stream=self._stream + 1)
-            image = self._operator.apply(signs)
-            grams.append("G", signs, wanted - known)
+            probes = self._operator.probes(known, wanted, seed=self._seed, stream=self._stream + 1)
+            image = self._operator.apply(probes)
+            grams.append("G", probes, wanted - known)
             grams.append("AG", image, wanted - known)
 
     def _sketch(self, wanted: int) -> None:
         if wanted > self._sketched:
-            signs = self._operator.signs(self._sketched, wanted, seed=self._seed, stream=self._stream)
-            self._waiting.append(self._operator.apply(signs))
+            probes = self._operator.probes(self._sketched, wanted, seed=self._seed, stream=self._stream)
+            self._waiting.append(self._operator.apply(probes))
             self._sketched = wanted
 
     def _extend(self) -> None:

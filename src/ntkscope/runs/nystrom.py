@@ -58,9 +58,9 @@ class NystromRun:
         """Multiply more probes."""
         start, stop = self._grams.width("O"), products // len(self._maps)
         if stop > start:
-            signs = self._maps[0].signs(start, stop, seed=self._seed, stream=self._stream)
-            images = [operator.apply(signs) for operator in self._maps]
-            self._grams.append("O", signs, stop - start)
+            probes = self._maps[0].probes(start, stop, seed=self._seed, stream=self._stream)
+            images = [operator.apply(probes) for operator in self._maps]
+            self._grams.append("O", probes, stop - start)
             for a, image in enumerate(images):
                 self._grams.append(f"Y{a}", image, stop - start)
 

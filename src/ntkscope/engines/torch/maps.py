@@ -13,7 +13,7 @@ from torch import Tensor
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.operators.arrays import ArrayBlocks
 from ntkscope.operators.ledger import Ledger
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.operators.space import Small
 
 __all__ = ["ForwardMap", "KernelMap", "ReverseMap"]
@@ -35,11 +35,11 @@ class _JacobianMap(ArrayBlocks):
         """Where its products are entered."""
         return (self.jacobian.ledger,)
 
-    def signs(self, start: int, stop: int, *, seed: int, stream: int) -> Tensor:
-        """Random signs, shape (columns, stop - start)."""
+    def probes(self, start: int, stop: int, *, seed: int, stream: int) -> Tensor:
+        """Random probes on the sphere of radius √columns, shape (columns, stop - start)."""
         # Drawn and kept as rows: the transpose is free, and products take rows.
-        signs = random_signs(self.shape[1], start, stop, seed=seed, stream=stream)
-        return self._rows(signs.T).T
+        probes = sphere_probes(self.shape[1], start, stop, seed=seed, stream=stream)
+        return self._rows(probes.T).T
 
     def identity(self, start: int, stop: int) -> Tensor:
         """Columns of the identity, shape (columns, stop - start)."""
@@ -78,8 +78,8 @@ class _JacobianMap(ArrayBlocks):
         wide = result if result.dtype in (torch.float32, torch.float64) else result.float()
         return wide.cpu().numpy()
 
-    def _rows(self, signs: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(signs).to(device=self._device, dtype=self._dtype)
+    def _rows(self, rows: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(rows).to(device=self._device, dtype=self._dtype)
 
 
 class KernelMap(_JacobianMap):
