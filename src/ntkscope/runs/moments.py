@@ -95,6 +95,8 @@ class Moments:
         trace_freedom: Degrees of freedom of the traces' standard errors, shape (c,).
         inner_freedom: Of the inner products', shape (c, c).
         left_out: The same moments without one probe, for samples that share probes.
+        trace_least: What positive semidefinite kernels' traces are at least, shape (c,).
+        inner_least: What their inner products are at least, shape (c, c).
         epsilon: Relative rounding error of the products.
     """
 
@@ -105,6 +107,8 @@ class Moments:
     trace_freedom: Small | None = None
     inner_freedom: Small | None = None
     left_out: LeftOut | None = None
+    trace_least: Small | None = None
+    inner_least: Small | None = None
     epsilon: float = 2.0**-52
 
     def value(self, moment: Moment) -> float:
@@ -114,11 +118,12 @@ class Moments:
     def factor(self, moment: Moment) -> _Factor:
         """A moment with what is known of its error."""
         place = (..., *moment)  # the kernels are the last axes
+        left = self.left_out
         if len(moment) == 1:
-            left_out = None if self.left_out is None else self.left_out.traces
-            return _picked(place, self.traces, self.trace_samples, self.trace_freedom, left_out)
-        left_out = None if self.left_out is None else self.left_out.inner
-        return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out)
+            left_out, least = None if left is None else left.traces, self.trace_least
+            return _picked(place, self.traces, self.trace_samples, self.trace_freedom, left_out, least)
+        left_out, least = None if left is None else left.inner, self.inner_least
+        return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out, least)
 
     def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
         """Π vⱼ^pⱼ with its standard error, and the influence of every sample."""
@@ -140,6 +145,7 @@ class Moments:
             stderr, freedom = _with_shared_probes(
                 Summary(value, stderr, freedom), factors, powers, self.left_out.probes
             )
+        stderr = max(stderr, _certain_error(value, factors, powers))
         return Monomial(Summary(value, self._floor(value, stderr), freedom), influence)
 
     def _floor(self, value: float, stderr: float | None) -> float | None:
@@ -156,17 +162,37 @@ class _Factor:
     samples: Small | None = field(repr=False)
     freedom: float
     left_out: Small | None = None
+    least: float = -math.inf
 
 
 def _picked(
-    place: Any, values: Small, samples: Small | None, freedom: Small | None, left_out: Small | None
+    place: Any,
+    values: Small,
+    samples: Small | None,
+    freedom: Small | None,
+    left_out: Small | None,
+    least: Small | None,
 ) -> _Factor:
     return _Factor(
         float(values[place]),
         None if samples is None else samples[place],
         math.inf if freedom is None else float(freedom[place]),
         None if left_out is None else left_out[place],
+        -math.inf if least is None else float(least[place]),
     )
+
+
+def _certain_error(value: float, factors: list[_Factor], powers: list[float]) -> float:
+    """How far Π vⱼ^pⱼ is from that of the nearest moments that are possible.
+
+    Where as many probes have run as a kernel has large directions, all leave-one-out samples may
+    miss the same one: each is made of nearly the same probes. They agree, and are all too small;
+    but what all probes together captured of a positive semidefinite kernel is in it for certain.
+    """
+    if all(factor.value >= factor.least for factor in factors):
+        return 0.0
+    nearest = math.prod(max(f.value, f.least) ** p for f, p in zip(factors, powers, strict=True))
+    return abs(nearest - value)
 
 
 def _ratio_freedom(factors: list[_Factor], powers: list[float], paired: Small, relative: Small) -> float:

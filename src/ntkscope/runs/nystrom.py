@@ -243,8 +243,20 @@ def _moments(small: _Approximation, epsilon: float) -> Moments:
             [[freedom(inner[:, a, b], inner_level[a, b]) for b in range(count)] for a in range(count)]
         ),
         left_out=_left_out(small),
+        **_captured_by_all(small),
         epsilon=epsilon,
     )
+
+
+def _captured_by_all(small: _Approximation) -> dict[str, Small]:
+    """tr K̂_a and ⟨K̂_a, K̂_b⟩ of all probes: K - K̂ is positive semidefinite, and its trace not negative."""
+    traces = np.trace(np.moveaxis(np.diagonal(small.core, axis1=0, axis2=1), -1, 0), axis1=1, axis2=2)
+    traces = (traces - small.shift * small.size) * small.alive
+    inner = np.sum(small.core**2, axis=(2, 3))
+    # ⟨K_a + ν_aI, K_b + ν_bI⟩ less what the shifts added, at the most.
+    shifts = np.outer(small.shift, small.shift) * small.size
+    inner = inner - shifts - np.outer(small.shift, traces) - np.outer(traces, small.shift)
+    return {"trace_least": traces, "inner_least": inner * np.outer(small.alive, small.alive)}
 
 
 def _left_out(small: _Approximation) -> LeftOut | None:

@@ -241,6 +241,13 @@ def _captured_products(small: Deflated, core_lost: Small, lost_core_lost: Small)
     return captured
 
 
+def _captured_by_all(small: Deflated) -> Small:
+    """⟨A_a, A_b⟩ + 2⟨B_a, B_b⟩ with the basis of all probes, shape (c, c)."""
+    cores = np.einsum("ars,brs->ab", small.core, small.core)
+    captured: Small = 2 * np.trace(small.squares, axis1=2, axis2=3) - cores
+    return captured
+
+
 @one_thread
 def sketch_moments(small: Deflated) -> Moments:
     """Means of the leave-one-out samples, and what the jackknife needs.
@@ -269,6 +276,8 @@ def sketch_moments(small: Deflated) -> Moments:
         trace_freedom=trace_freedom,
         inner_freedom=flat_freedom.reshape(inner.shape[1:]),
         left_out=left_out,
+        trace_least=np.trace(small.core, axis1=1, axis2=2),
+        inner_least=_captured_by_all(small),
         epsilon=small.epsilon,
     )
 
