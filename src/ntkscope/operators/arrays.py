@@ -21,15 +21,16 @@ class ArrayBlocks:
 
     Args:
         namespace: The array API namespace (from array-api-compat).
-        dtype: A real floating dtype of that namespace.
+        dtype: A real floating dtype of that namespace, that of the products. Blocks are in it, but in
+            single precision at least: bases and residuals of half precision are lost to rounding.
         device: Where blocks live.
     """
 
     def __init__(self, namespace: Any, dtype: Any, device: Any) -> None:
         self._xp = namespace
-        self._dtype = dtype
-        self._device = device
         self.epsilon = float(namespace.finfo(dtype).eps)
+        self._dtype = dtype if namespace.finfo(dtype).bits >= 32 else namespace.float32
+        self._device = device
 
     def from_numpy(self, array: NDArray[Any]) -> Block:
         """A host array as a block of this dtype on this device."""
@@ -107,7 +108,9 @@ class ArrayMap(ArrayBlocks):
         namespace, dtype, device = _array_type(operator)
         super().__init__(namespace, dtype, device)
         is_array = array_api_compat.is_array_api_obj(operator)
-        self._operator = namespace.astype(operator, dtype) if is_array else operator
+        self._operator = namespace.astype(operator, self._dtype) if is_array else operator
+        if is_array:
+            self.epsilon = float(namespace.finfo(self._dtype).eps)
         self._counts = counts
         self._ledger = Ledger() if ledger is None else ledger
 

@@ -128,7 +128,8 @@ def drive(
     """Grow a run to a fixed budget, or until its error bars meet a tolerance.
 
     A tolerance is met when, for every estimate of the result, the half width of
-    the 75% interval by Student's t is at most max(rtol |value|, atol). The
+    the 75% interval by Student's t is at most max(rtol |value|, atol), at two looks
+    with ``run.minimum`` products between them. The
     criterion is always the standard error, never the difference of successive
     values. Without a budget or a tolerance, ``rtol`` is 0.01.
 
@@ -188,7 +189,7 @@ def _is_zero(estimate: Estimate) -> bool:
 
 def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Callable[[], float]) -> str:
     """Grow step by step; the answer says why it ended."""
-    spent, start = 0, clock()
+    spent, start, is_met = 0, clock(), False
     target = _first_look(run, budget) if budget.to_tolerance else _fixed_step(run, 0, budget)
     while True:
         try:
@@ -200,7 +201,8 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
                 excess = _excess(worst, budget.rtol, budget.atol)
                 if progress is not None:
                     progress(worst, spent, budget.limit)
-                if budget.to_tolerance and excess <= 1:
+                was_met, is_met = is_met, budget.to_tolerance and excess <= 1
+                if is_met and (was_met or _is_certain(estimates) or spent == budget.limit):
                     return "met"
                 unlimited = budget.to_tolerance and budget.limit is None
                 if unlimited and spent >= _ZERO_PRODUCTS and all(map(_is_zero, estimates)):
@@ -222,8 +224,12 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
 
 
 def _first_look(run: Run[Any], budget: _Budget) -> int:
-    """Twice the minimum: the error bars of two or three probes end too many runs too early."""
-    return 2 * run.minimum if budget.limit is None else min(2 * run.minimum, budget.limit)
+    """The minimum; its error bar ends no run, but that of twice as many products may agree with it."""
+    return run.minimum if budget.limit is None else min(run.minimum, budget.limit)
+
+
+def _is_certain(estimates: list[Estimate]) -> bool:
+    return all(estimate.stderr == 0 for estimate in estimates)
 
 
 def _has_result(run: Run[Any]) -> bool:
@@ -245,11 +251,14 @@ def _fixed_step(run: Run[Any], spent: int, budget: _Budget) -> int:
 def _next(run: Run[Any], spent: int, excess: float, budget: _Budget) -> int:
     """Where to look next: nearly where √m convergence ends, 15% further at least.
 
-    Few probes find their error bar large by Student's t alone, so 0.7 of the way is gone; a run
+    An error bar that meets the tolerance is looked at once more after as many fresh products as the
+    run has at its minimum: a few probes may all miss the same large direction, and agree. Few probes find their error bar large by Student's t alone, so 0.7 of the way is gone; a run
     that converges faster than √m goes no further than its stride.
     """
     factor = min(run.stride, max(1.15, 0.7 * excess**2))
     target = max(spent + run.quantum, math.ceil(spent * factor / run.quantum) * run.quantum)
+    if excess <= 1 or spent <= run.minimum:
+        target = spent + max(run.minimum, run.quantum)
     return target if budget.limit is None else min(target, budget.limit)
 
 

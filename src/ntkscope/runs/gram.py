@@ -24,7 +24,7 @@ _HEAVINESS = 3.0
 class GramRun:
     """Traces and inner products of K_a = J_aJ_aᵀ from X_a = J_aᵀΩ, one VJP a probe and kernel.
 
-    M = X_aᵀX_a = ΩᵀK_aΩ for independent signs Ω gives, without bias,
+    M = X_aᵀX_a = ΩᵀK_aΩ for independent probes Ω gives, without bias,
 
         tr K_a ≈ mean of M_ii,    ⟨K_a, K_b⟩ ≈ mean over i ≠ j of M_a,ij M_b,ij.
 
@@ -85,6 +85,7 @@ def gram_moments(forms: Small, epsilon: float) -> Moments:
         effective_degrees_of_freedom(probes, float(t.var(ddof=1)), float(t.mean())) for t in traces
     ]
     # The first-order part of a pseudo-value is 2ωᵀK_aK_bω, less a constant.
+    squares, square_samples = _squared_traces(traces)
     inner_freedom = [
         [
             effective_degrees_of_freedom(
@@ -101,8 +102,25 @@ def gram_moments(forms: Small, epsilon: float) -> Moments:
         inner_samples=pseudo.transpose(2, 0, 1),
         trace_freedom=np.array(trace_freedom),
         inner_freedom=np.array(inner_freedom),
+        squared_traces=squares,
+        squared_trace_samples=square_samples,
         epsilon=epsilon,
     )
+
+
+def _squared_traces(forms: Small) -> tuple[Small, Small]:
+    """(tr K)² as the mean of MᵢᵢMⱼⱼ over i ≠ j, with pseudo-values: shapes (c,) and (k, c).
+
+    The square of the mean is too large by the mean's variance. This one has no bias, and moves with
+    the mean of M²ᵢⱼ: of a kernel of rank one both are the same number, and its effective rank is 1.
+    """
+    probes = forms.shape[1]
+    total = forms.sum(axis=1, keepdims=True)
+    rows = forms * (total - forms)
+    pairs = rows.sum(axis=1, keepdims=True)
+    mean = pairs / (probes * (probes - 1))
+    without = (pairs - 2 * rows) / ((probes - 1) * (probes - 2))
+    return mean[:, 0], (probes * mean - (probes - 1) * without).T
 
 
 def _degenerate_share(pairs: Small, rows: Small, inner: Small, pseudo: Small) -> Small:

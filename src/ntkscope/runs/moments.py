@@ -6,6 +6,7 @@ effective rank and alignment are monomials of these (see :mod:`ntkscope.metrics`
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,6 +96,9 @@ class Moments:
         trace_freedom: Degrees of freedom of the traces' standard errors, shape (c,).
         inner_freedom: Of the inner products', shape (c, c).
         left_out: The same moments without one probe, for samples that share probes.
+        trace_variances: Unbiased, of one sample of each trace given the other probes, shape (c,).
+        squared_traces: (tr K_a)² where it is better known than by the square of ``traces``, shape (c,).
+        squared_trace_samples: Shape (k, c), with mean ``squared_traces``.
         trace_least: What positive semidefinite kernels' traces are at least, shape (c,).
         inner_least: What their inner products are at least, shape (c, c).
         epsilon: Relative rounding error of the products.
@@ -107,6 +111,9 @@ class Moments:
     trace_freedom: Small | None = None
     inner_freedom: Small | None = None
     left_out: LeftOut | None = None
+    trace_variances: Small | None = None
+    squared_traces: Small | None = None
+    squared_trace_samples: Small | None = None
     trace_least: Small | None = None
     inner_least: Small | None = None
     epsilon: float = 2.0**-52
@@ -121,13 +128,27 @@ class Moments:
         left = self.left_out
         if len(moment) == 1:
             left_out, least = None if left is None else left.traces, self.trace_least
-            return _picked(place, self.traces, self.trace_samples, self.trace_freedom, left_out, least)
+            factor = _picked(place, self.traces, self.trace_samples, self.trace_freedom, left_out, least)
+            if self.trace_variances is None:
+                return factor
+            return dataclasses.replace(factor, variance=float(self.trace_variances[moment[0]]))
         left_out, least = None if left is None else left.inner, self.inner_least
         return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out, least)
 
     def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
         """Π vⱼ^pⱼ with its standard error, and the influence of every sample."""
-        return self._of_factors([self.factor(moment) for moment in powers], list(powers.values()))
+        factors, exponents = [], []
+        for moment, power in powers.items():
+            squared = len(moment) == 1 and power == 2 and self.squared_traces is not None
+            factors.append(self._squared(moment) if squared else self.factor(moment))
+            exponents.append(1 if squared else power)
+        return self._of_factors(factors, exponents)
+
+    def _squared(self, moment: Moment) -> _Factor:
+        assert self.squared_traces is not None and self.squared_trace_samples is not None
+        (kernel,) = moment
+        samples = self.squared_trace_samples[:, kernel]
+        return _Factor(float(self.squared_traces[kernel]), samples, self.factor(moment).freedom)
 
     def _of_factors(self, factors: list[_Factor], powers: list[float]) -> Monomial:
         if any(factor.value == 0 for factor in factors):
@@ -146,6 +167,8 @@ class Moments:
                 Summary(value, stderr, freedom), factors, powers, self.left_out.probes
             )
         stderr = max(stderr, _certain_error(value, factors, powers))
+        if len(factors) == 1 and factors[0].variance is not None:
+            stderr = max(stderr, _shared_error(value, factors[0], powers[0]))
         return Monomial(Summary(value, self._floor(value, stderr), freedom), influence)
 
     def _floor(self, value: float, stderr: float | None) -> float | None:
@@ -163,6 +186,7 @@ class _Factor:
     freedom: float
     left_out: Small | None = None
     least: float = -math.inf
+    variance: float | None = None
 
 
 def _picked(
@@ -180,6 +204,18 @@ def _picked(
         None if left_out is None else left_out[place],
         -math.inf if least is None else float(least[place]),
     )
+
+
+def _shared_error(value: float, factor: _Factor, power: float) -> float:
+    """Standard error of v^p from the known variance V of one sample of v.
+
+    What V has more than the spread s² of the samples is what they share, Cov(tᵢ, tⱼ), so that the
+    variance of their mean is E[V - (k-1)/k s²].
+    """
+    samples = np.asarray(factor.samples)
+    assert factor.variance is not None
+    left = factor.variance - (len(samples) - 1) / len(samples) * float(np.var(samples, ddof=1))
+    return abs(value * power / factor.value) * math.sqrt(max(0.0, left))
 
 
 def _certain_error(value: float, factors: list[_Factor], powers: list[float]) -> float:

@@ -227,6 +227,7 @@ def _leave_one_out(small: _Approximation) -> tuple[Small, Small, Small, Small]:
 @one_thread
 def _moments(small: _Approximation, epsilon: float) -> Moments:
     traces, inner, trace_level, inner_level = _leave_one_out(small)
+    variances = _variances(small)
     inner = (inner + inner.transpose(0, 2, 1)) / 2
     probes, count = traces.shape
 
@@ -243,9 +244,27 @@ def _moments(small: _Approximation, epsilon: float) -> Moments:
             [[freedom(inner[:, a, b], inner_level[a, b]) for b in range(count)] for a in range(count)]
         ),
         left_out=_left_out(small),
+        trace_variances=variances if 2 * probes > small.size else None,
         **_captured_by_all(small),
         epsilon=epsilon,
     )
+
+
+def _variances(small: _Approximation) -> Small:
+    """Variance of one sample of the trace of every kernel, given the other probes, shape (c,).
+
+    For ω uniform on a sphere Var ωᵀDω = 2 E‖y‖², with y the part of Dω across ω; here Dω̃ᵢ = fᵢ/dᵢ
+    in the n - k + 1 directions outside of the other probes.
+    """
+    pivots = np.sum(small.dual**2, axis=1)
+    unit = small.dual / np.sqrt(pivots)[:, None, :]
+    outside = small.size - small.root.shape[2] + 1
+    scale = outside * np.diag(small.probes)
+    cores = np.moveaxis(np.diagonal(small.core, axis1=0, axis2=1), -1, 0)
+    squares = scale * np.sum(unit * (cores @ unit), axis=1) / pivots
+    across = squares - (scale / pivots) ** 2 / outside
+    variances: Small = 2 * np.maximum(across, 0).mean(axis=1)
+    return variances
 
 
 def _captured_by_all(small: _Approximation) -> dict[str, Small]:

@@ -17,6 +17,9 @@ __all__ = ["Deflated", "sketch_moments"]
 
 Small = NDArray[np.float64]
 
+#: What a probe's own directions hold of a product that the others span: rounding, below this share.
+_FREE = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Deflated:
@@ -37,8 +40,8 @@ class Deflated:
         lost: Orthonormal directions of the basis that probe i alone supplies, shape
             (k, r, c); zero columns where it supplies fewer.
         rank: Columns of the basis, less those that were projected out.
-        free: Shape (c, k): the kernel's product with the probe gave nothing new, so for this
-            kernel the basis is exhausted.
+        free: Shape (c, k): the other probes span the kernel's product with this one, so for this
+            kernel the basis is exhausted without it.
         epsilon: Relative rounding error of the products.
     """
 
@@ -76,6 +79,7 @@ class Deflated:
         core = (core + core.transpose(0, 2, 1)) / 2
         squares = np.array([[root @ grams.gram(f"Z{a}", f"Z{b}") @ root for b in kernels] for a in kernels])
         images = np.array([root @ grams.gram("Q", f"Y{a}") for a in kernels])
+        lost = _lost_directions(images, spanned, inside.shape[1])
         lifted = np.array([[root @ grams.gram(f"Z{a}", f"Y{b}") for b in kernels] for a in kernels])
         crossed = np.array([[grams.inner(f"Y{a}", f"Y{b}") for b in kernels] for a in kernels])
         forms = np.array([grams.inner("O", f"Y{a}") for a in kernels])
@@ -93,9 +97,9 @@ class Deflated:
             lengths=grams.inner("O", "O") - np.sum(inside**2, axis=0),
             forms=forms + np.einsum("rk,ark->ak", inside, core @ inside - 2 * images),
             products=products,
-            lost=_lost_directions(images, spanned, inside.shape[1]),
+            lost=lost,
             rank=len(inside),
-            free=_free_probes(spanned, extended, count, inside.shape[1]),
+            free=_free_probes(images, lost, extended),
             epsilon=epsilon,
         )
 
@@ -158,7 +162,7 @@ def _outside(columns: Small, lost: Small) -> Small:
 def _times(matrices: Small, lost: Small) -> Small:
     """Matrices (..., r, r) times every slice of (k, r, c), shape (..., k, r, c)."""
     probes, rank, count = lost.shape
-    flat = matrices @ lost.transpose(1, 0, 2).reshape(rank, -1)
+    flat = matrices @ lost.transpose(1, 0, 2).reshape(rank, probes * count)
     shaped = flat.reshape(*matrices.shape[:-1], probes, count)
     return np.moveaxis(shaped, -2, -3)
 
@@ -179,11 +183,17 @@ def _orthonormalised(directions: Small) -> Small:
     return result
 
 
-def _free_probes(spanned: list[tuple[int, int]], extended: int, count: int, probes: int) -> NDArray[np.bool_]:
+def _free_probes(images: Small, lost: Small, extended: int) -> NDArray[np.bool_]:
+    """Which of the kernels' products need no direction that the probe alone supplies, shape (c, k).
+
+    A product that adds no column of its own is not enough: that of a second kernel may need the
+    column that the first kernel's product with the same probe has added.
+    """
+    count, _, probes = images.shape
     free = np.zeros((count, probes), dtype=bool)
-    free[:, :extended] = True
-    for probe, kernel in spanned:
-        free[kernel, probe] = False
+    own = np.einsum("krc,ark->akc", lost, images)
+    lengths = np.linalg.norm(images, axis=1)
+    free[:, :extended] = np.all(np.abs(own) <= _FREE * lengths[:, :, None], axis=2)[:, :extended]
     return free
 
 
@@ -195,6 +205,7 @@ class _Samples:
     inner: Small  # (k, c, c)
     trace_level: Small  # (c,)
     inner_level: Small  # (c, c)
+    variances: Small  # (k, c): of one trace, given the other probes
 
 
 def _leave_one_out(small: Deflated) -> _Samples:
@@ -225,6 +236,8 @@ def _leave_one_out(small: Deflated) -> _Samples:
         inner=(inner_captured + inner_residual).transpose(2, 0, 1),
         trace_level=residual.mean(axis=1),
         inner_level=inner_residual.mean(axis=2),
+        # For ω uniform on a sphere Var ωᵀDω = 2 E‖y‖², with y the part of Dω across ω.
+        variances=2 * np.maximum(np.einsum("aak->ak", inner_residual) - residual**2 / ideal, 0).T,
     )
 
 
@@ -267,7 +280,9 @@ def sketch_moments(small: Deflated) -> Moments:
     )
     inner = flat.reshape(samples.inner.shape)
     inner = (inner + inner.transpose(0, 2, 1)) / 2
-    left_out = None if small.free.any() else _left_out(small)
+    left_out = None if free.any(axis=1).all() else _left_out(small)
+    if left_out is not None:
+        left_out = _settled(left_out, traces, inner, free.any(axis=1), pairs.any(axis=2))
     return Moments(
         traces=traces.mean(axis=0),
         inner=inner.mean(axis=0),
@@ -276,6 +291,7 @@ def sketch_moments(small: Deflated) -> Moments:
         trace_freedom=trace_freedom,
         inner_freedom=flat_freedom.reshape(inner.shape[1:]),
         left_out=left_out,
+        trace_variances=samples.variances.mean(axis=0) if 2 * small.rank > small.size else None,
         trace_least=np.trace(small.core, axis1=1, axis2=2),
         inner_least=_captured_by_all(small),
         epsilon=small.epsilon,
@@ -300,6 +316,19 @@ def _focus(samples: Small, free: NDArray[np.bool_], levels: Small) -> tuple[Smal
             focused[:, column] = values.mean()
             focused[chosen, column] += (values - values.mean()) * factor
     return focused, freedom
+
+
+def _settled(
+    left_out: LeftOut, traces: Small, inner: Small, known: NDArray[np.bool_], pairs: NDArray[np.bool_]
+) -> LeftOut:
+    """Nothing changes without one probe where free samples were taken: they share none."""
+    full_traces = np.array([np.delete(traces, probe, axis=0) for probe in left_out.probes])
+    full_inner = np.array([np.delete(inner, probe, axis=0) for probe in left_out.probes])
+    return LeftOut(
+        left_out.probes,
+        traces=np.where(known, full_traces, left_out.traces),
+        inner=np.where(pairs, full_inner, left_out.inner),
+    )
 
 
 def _left_out(small: Deflated) -> LeftOut | None:

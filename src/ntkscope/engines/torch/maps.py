@@ -7,7 +7,6 @@ from typing import Any
 import array_api_compat.torch as array_api_torch
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkscope.engines.torch.jacobian import Jacobian
@@ -39,7 +38,7 @@ class _JacobianMap(ArrayBlocks):
         """Random probes on the sphere of radius √columns, shape (columns, stop - start)."""
         # Drawn and kept as rows: the transpose is free, and products take rows.
         probes = sphere_probes(self.shape[1], start, stop, seed=seed, stream=stream)
-        return self._rows(probes.T).T
+        return torch.from_numpy(probes.T).to(device=self._device, dtype=self._dtype).T
 
     def identity(self, start: int, stop: int) -> Tensor:
         """Columns of the identity, shape (columns, stop - start)."""
@@ -73,13 +72,14 @@ class _JacobianMap(ArrayBlocks):
         rows = block.reshape(size, -1).T.to(self._device, self._dtype)
         result = self.apply(rows.contiguous().T).detach()
         result = result[:, 0] if block.dim() == 1 else result
-        if not from_numpy:
-            return result
-        wide = result if result.dtype in (torch.float32, torch.float64) else result.float()
-        return wide.cpu().numpy()
+        return result.cpu().numpy() if from_numpy else result.to(self.jacobian.function.dtype)
 
-    def _rows(self, rows: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(rows).to(device=self._device, dtype=self._dtype)
+    def _to_rows(self, block: Tensor) -> Tensor:
+        """Rows in the model's dtype; blocks are in single precision at least."""
+        return block.T.to(self.jacobian.function.dtype)
+
+    def _from_rows(self, rows: Tensor) -> Tensor:
+        return rows.to(self._dtype).T
 
 
 class KernelMap(_JacobianMap):
@@ -91,7 +91,7 @@ class KernelMap(_JacobianMap):
     def apply(self, block: Tensor) -> Tensor:
         """K @ block."""
         self.jacobian.ledger.add(products=block.shape[1])
-        return self.jacobian.ntk(block.T).T
+        return self._from_rows(self.jacobian.ntk(self._to_rows(block)))
 
     @property
     def T(self) -> KernelMap:
@@ -107,11 +107,11 @@ class ReverseMap(_JacobianMap):
 
     def apply(self, block: Tensor) -> Tensor:
         """Jᵀ @ block."""
-        return self.jacobian.vjp(block.T).T
+        return self._from_rows(self.jacobian.vjp(self._to_rows(block)))
 
     def squares(self, block: Tensor) -> Small:
         """Squared lengths of Jᵀ @ block, chunk by chunk."""
-        return self._to_numpy(self.jacobian.vjp_squared_norms(block.T))
+        return self._to_numpy(self.jacobian.vjp_squared_norms(self._to_rows(block)))
 
     @property
     def T(self) -> ForwardMap:
@@ -129,7 +129,7 @@ class ForwardMap(_JacobianMap):
 
     def apply(self, block: Tensor) -> Tensor:
         """J @ block."""
-        return self.jacobian.jvp(block.T).T
+        return self._from_rows(self.jacobian.jvp(self._to_rows(block)))
 
     @property
     def T(self) -> ReverseMap:
