@@ -15,8 +15,8 @@ from ntkscope.operators.space import Factor, Map, Small
 
 __all__ = ["Directions", "Engine", "Machine", "Refusal", "Samples", "Sizes"]
 
-#: ``directions(probes, samples)``: signs ±1 over the parameters, int8, shape (k, B, p).
-Directions: TypeAlias = Callable[[range, range], NDArray[np.int8]]
+#: ``directions(probes, samples)``: random probes over the parameters, shape (k, B, p).
+Directions: TypeAlias = Callable[[range, range], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Samples(Protocol):
         """The size of one sample's state."""
         ...
 
-    def squares(self, signs: NDArray[np.int8]) -> Small:
+    def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs."""
         ...
 

@@ -24,11 +24,11 @@ _ROUNDING_LENGTH = 1e-6
 class HutchPlusPlusRun:
     """tr A by Hutch++ (Meyer, Musco, Musco, Woodruff 2021, arXiv 2010.09649).
 
-    With signs S and G that are independent of each other, and Q = orth(AS),
+    With probes S and G that are independent of each other, and Q = orth(AS),
 
         tr A ≈ tr(QᵀAQ) + (1/s) Σⱼ pⱼᵀ A pⱼ,    pⱼ = (I - QQᵀ) gⱼ, scaled to ‖pⱼ‖² = n - rank Q.
 
-    The scale is that of arXiv 2301.07825: signs have all the same length, and without
+    The scale is that of arXiv 2301.07825: probes have all the same length, and without
     it they would lose that by the projection, and with it the trace of a multiple of
     the identity, which they know exactly.
 

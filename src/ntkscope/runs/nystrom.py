@@ -24,7 +24,7 @@ Small = NDArray[np.float64]
 class NystromRun:
     """Traces and inner products of c kernels from leave-one-out Nyström approximations.
 
-    With signs Ω, Y = KΩ, H = ΩᵀY, F = YH⁻¹, d = diag H⁻¹, the Nyström approximation
+    With probes Ω, Y = KΩ, H = ΩᵀY, F = YH⁻¹, d = diag H⁻¹, the Nyström approximation
     K̂ = YH⁻¹Yᵀ without probe i is K̂⁽ⁱ⁾ = K̂ - fᵢfᵢᵀ/dᵢ, and misses of probe i
     Kωᵢ - K̂⁽ⁱ⁾ωᵢ = fᵢ/dᵢ. So
 

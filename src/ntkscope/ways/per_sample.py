@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.engines.base import Machine, Samples, Sizes
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.progress import ProgressListener
 from ntkscope.runs.group import MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun
@@ -55,18 +55,19 @@ class _PerSampleTrace(NeedsSamples):
 
 
 class PerSample(_PerSampleTrace):
-    """Hutchinson's trace with independent signs for every sample: tr K = Σ_b E‖J_bᵀz_b‖².
+    """Hutchinson's trace with an independent probe for every sample: tr K = Σ_b E‖J_bᵀz_b‖².
 
-    The probes' cross-terms between samples, which only add noise, are never formed:
-    the variance falls from 2(‖K‖²_F − ΣK_ii²) to 2(Σ_b‖K_bb‖²_F − ΣK_ii²). Two probes of a
-    batch tell it already, since every sample shows its own part of it.
+    z_b is uniform on the sphere of radius √s, s the outputs of a sample. The probes' cross-terms
+    between samples, which only add noise, are never formed: the variance falls from
+    2(‖K‖²_F − tr²K/n) to 2s/(s+2) Σ_b(‖K_bb‖²_F − tr²K_bb/s), which is 0 for one output. Few probes
+    of a batch tell it already, since every sample shows its own part of it.
     """
 
     name = method = "per-sample"
 
     def words(self, sizes: Sizes, rtol: float) -> str:
         """For plans."""
-        return f"random signs for every sample, about {_probes(rtol):,} for {rtol:.2g}"
+        return f"random probes for every sample, about {_probes(rtol):,} for {rtol:.2g}"
 
     def seconds(self, sizes: Sizes, machine: Machine, rtol: float) -> float:
         """A backward pass a probe, all of them in one forward pass."""
@@ -80,7 +81,7 @@ class PerSample(_PerSampleTrace):
         """The trace alone, as a run."""
 
         def draw(start: int, stop: int) -> NDArray[np.float64]:
-            return samples.squares(random_signs(n, start, stop, seed=seed, stream=_STREAM))
+            return samples.squares(sphere_probes(n, start, stop, seed=seed, stream=_STREAM))
 
         return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon)
 
@@ -88,7 +89,7 @@ class PerSample(_PerSampleTrace):
 class PerSampleForward(_PerSampleTrace):
     """Its forward twin, with a parameter direction for every sample: tr K = Σ_b E‖J_b u_b‖².
 
-    The variance is 2(Σ_b‖K_bb‖²_F − Σ_b Σ_j (J_bᵀJ_b)²_jj).
+    The variance is 2p/(p+2) Σ_b(‖K_bb‖²_F − tr²K_bb/p).
     """
 
     name = method = "per-sample-forward"
@@ -109,7 +110,7 @@ class PerSampleForward(_PerSampleTrace):
         tangents = probes * sizes.batch * sizes.p
         chunk_bytes = sizes.itemsize * probes * (2 * sizes.batch * sizes.p + 3 * sizes.elements)
         passes = math.ceil(chunk_bytes / max(sizes.budget, 1))
-        # Signs are drawn and turned into numbers, and every use of a parameter reads its direction.
+        # Directions are drawn and turned into numbers, and every use of a parameter reads its direction.
         written = probes * 3 * sizes.elements + 3 * tangents + probes * sizes.batch * sizes.used
         # Before the first probes, forward mode is checked by one product and its transpose.
         calls = 4 * sizes.operations * (passes + 1)
@@ -124,10 +125,10 @@ class PerSampleForward(_PerSampleTrace):
         size, batch = samples.direction_size, samples.batch
 
         def draw(start: int, stop: int) -> NDArray[np.float64]:
-            def directions(probes: range, part: range) -> NDArray[np.int8]:
-                # A column of signs for every probe and sample, whatever the chunks.
+            def directions(probes: range, part: range) -> NDArray[np.float64]:
+                # A column for every probe and sample, whatever the chunks.
                 columns = [
-                    random_signs(
+                    sphere_probes(
                         size,
                         (start + probe) * batch + part.start,
                         (start + probe) * batch + part.stop,

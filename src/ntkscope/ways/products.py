@@ -63,7 +63,7 @@ class _Products:
 
     def words(self, sizes: Sizes, rtol: float) -> str:
         """For plans."""
-        return f"the kernel's products with random signs, about {self.products(rtol):,} for {rtol:.2g}"
+        return f"the kernel's products with random probes, about {self.products(rtol):,} for {rtol:.2g}"
 
     def products(self, rtol: float) -> int:
         """How many a tolerance is expected to take."""
@@ -122,7 +122,7 @@ class Gram(_Products):
 
     def words(self, sizes: Sizes, rtol: float) -> str:
         """For plans."""
-        return f"reverse mode alone with random signs, about {self.products(rtol):,} for {rtol:.2g}"
+        return f"reverse mode alone with random probes, about {self.products(rtol):,} for {rtol:.2g}"
 
     def products(self, rtol: float) -> int:
         """Its error falls as 1/√m, from a larger one."""
