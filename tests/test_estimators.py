@@ -4,12 +4,12 @@ import pytest
 import torch
 from scipy.sparse.linalg import aslinearoperator
 from scipy.stats import t as student_t
-from spectra import kernel, low_rank, spectrum
 
 from ntkscope import estimators
 from ntkscope.results import Estimate
 from ntkscope.runs import hutchpp, moments
 from ntkscope.runs.hutchinson import HutchinsonRun
+from spectra import kernel, low_rank, spectrum
 
 N = 80
 A, B = kernel(spectrum("slow", N)), kernel(spectrum("polynomial", N), seed=1)

@@ -26,7 +26,8 @@ def test_equals_the_paper(name):
 def test_norm_alignment_and_effective_rank_equal_separate_runs():
     A, B = kernel(spectrum("slow", N)), kernel(spectrum("polynomial", N), seed=1)
     runs = [
-        hutch_plus_plus(M, probes(8, 2 * i), probes(20, 2 * i + 1)) for i, M in enumerate((A @ A, A @ B, B @ B))
+        hutch_plus_plus(M, probes(8, 2 * i), probes(20, 2 * i + 1))
+        for i, M in enumerate((A @ A, A @ B, B @ B))
     ]
     found = estimators.alignment(A, B, "hutch++", products=216, seed=5)
     assert found.value == pytest.approx(runs[1] / np.sqrt(runs[0] * runs[2]), rel=1e-10)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from ntkscope.results import Estimate, Measurement, student_t_quantile
 from ntkscope.settings import Options, Progress, check_minimum
 
-__all__ = ["SHORT_STRIDE", "Run", "drive", "estimates_of", "is_within"]
+__all__ = ["SHORT_STRIDE", "Run", "drive", "estimates_of", "first_look_of", "is_within"]
 
 Result_co = TypeVar("Result_co", covariant=True)
 Result = TypeVar("Result")
@@ -63,6 +63,11 @@ class Run(Protocol[Result_co]):
     def result(self) -> Result_co:
         """What is known so far: an Estimate, a Measurement, or a list of them."""
         ...
+
+
+def first_look_of(run: Run[Any]) -> int:
+    """At how many products a run's error bar is looked at first: its own ``first_look``, or its minimum."""
+    return max(run.minimum, getattr(run, "first_look", 0))
 
 
 def estimates_of(result: Any) -> list[Estimate]:
@@ -224,8 +229,9 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
 
 
 def _first_look(run: Run[Any], budget: _Budget) -> int:
-    """The minimum; its error bar ends no run, but that of twice as many products may agree with it."""
-    return run.minimum if budget.limit is None else min(run.minimum, budget.limit)
+    """Its error bar ends no run, but that of the next look may agree with it."""
+    look = first_look_of(run)
+    return look if budget.limit is None else min(look, budget.limit)
 
 
 def _is_certain(estimates: list[Estimate]) -> bool:
@@ -257,7 +263,7 @@ def _next(run: Run[Any], spent: int, excess: float, budget: _Budget) -> int:
     """
     factor = min(run.stride, max(1.15, 0.7 * excess**2))
     target = max(spent + run.quantum, math.ceil(spent * factor / run.quantum) * run.quantum)
-    if excess <= 1 or spent <= run.minimum:
+    if excess <= 1 or spent <= first_look_of(run):
         target = spent + max(run.minimum, run.quantum)
     return target if budget.limit is None else min(target, budget.limit)
 

@@ -145,7 +145,8 @@ class Moments:
         return self._of_factors(factors, exponents)
 
     def _squared(self, moment: Moment) -> _Factor:
-        assert self.squared_traces is not None and self.squared_trace_samples is not None
+        assert self.squared_traces is not None
+        assert self.squared_trace_samples is not None
         (kernel,) = moment
         samples = self.squared_trace_samples[:, kernel]
         return _Factor(float(self.squared_traces[kernel]), samples, self.factor(moment).freedom)

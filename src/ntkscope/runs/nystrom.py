@@ -268,7 +268,7 @@ def _variances(small: _Approximation) -> Small:
 
 
 def _captured_by_all(small: _Approximation) -> dict[str, Small]:
-    """tr K̂_a and ⟨K̂_a, K̂_b⟩ of all probes: K - K̂ is positive semidefinite, and its trace not negative."""
+    """Tr K̂_a and ⟨K̂_a, K̂_b⟩ of all probes: K - K̂ is positive semidefinite, and its trace not negative."""
     traces = np.trace(np.moveaxis(np.diagonal(small.core, axis1=0, axis2=1), -1, 0), axis1=1, axis2=2)
     traces = (traces - small.shift * small.size) * small.alive
     inner = np.sum(small.core**2, axis=(2, 3))

@@ -282,7 +282,7 @@ def sketch_moments(small: Deflated) -> Moments:
     inner = (inner + inner.transpose(0, 2, 1)) / 2
     left_out = None if free.any(axis=1).all() else _left_out(small)
     if left_out is not None:
-        left_out = _settled(left_out, traces, inner, free.any(axis=1), pairs.any(axis=2))
+        left_out = _settled(left_out, traces, inner, np.any(free, axis=1), np.any(pairs, axis=2))
     return Moments(
         traces=traces.mean(axis=0),
         inner=inner.mean(axis=0),

@@ -21,6 +21,8 @@ __all__ = ["PerSample", "PerSampleForward"]
 _STREAM = 20
 _FORWARD_STREAM = 21
 
+# One sample of the batch may make the trace alone, see HutchinsonRun.
+_FIRST_LOOK = 4
 # Probes that the trace is expected to need for 1%.
 _PROBES_FOR_ONE_PERCENT = 8
 
@@ -83,7 +85,7 @@ class PerSample(_PerSampleTrace):
         def draw(start: int, stop: int) -> NDArray[np.float64]:
             return samples.squares(sphere_probes(n, start, stop, seed=seed, stream=_STREAM))
 
-        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon)
+        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon, first_look=_FIRST_LOOK)
 
 
 class PerSampleForward(_PerSampleTrace):
@@ -141,4 +143,4 @@ class PerSampleForward(_PerSampleTrace):
 
             return samples.forward_squares(stop - start, directions)
 
-        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon)
+        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon, first_look=_FIRST_LOOK)

@@ -26,6 +26,8 @@ from ntkscope.ways.costs import growth_of, jvp_seconds, vjp_seconds
 
 __all__ = ["Gram", "HutchPlusPlus", "Hutchinson", "OneSided", "Shared"]
 
+# Samples of one-sided products that a run to a tolerance has at least, see HutchinsonRun.
+_FIRST_LOOK = 5
 # Products that a sketch is expected to need for 1%.
 _PRODUCTS_FOR_ONE_PERCENT = 60
 # Without products with K its squares have far larger errors (benchmarks/spectra: 4 to 14 times).
@@ -208,7 +210,9 @@ class OneSided(_Products):
         (jacobian,) = problem.factors(self.method, self.needs)
         factor = jacobian.T if self.is_reverse else jacobian
         draw = factor_draw(factor, seed=seed)
-        run = HutchinsonRun(draw, method=self.method, seed=seed, epsilon=factor.epsilon)
+        run = HutchinsonRun(
+            draw, method=self.method, seed=seed, epsilon=factor.epsilon, first_look=_FIRST_LOOK
+        )
         return Start(_as_trace(run), _as_trace(ExactFactorRun(factor)))
 
 
