@@ -9,13 +9,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # One thread each: the tests run side by side.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := -m pytest --quiet -n 2 --dist loadgroup
+LOWEST := .venv-lowest
+LOWEST_READY := $(LOWEST)/.ready
+LOWEST_PIP := $(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet --quiet
+LOWEST_TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints-lowest.txt)
 
-.PHONY: help demo test test-slow fuzz docs benchmarks clean
+.PHONY: help demo test test-slow test-lowest fuzz docs benchmarks clean
 
 help:
 	@echo "make demo        train a network on digits and show what that does to its kernel"
 	@echo "make test        lint, types and tests"
 	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-lowest the tests on the lowest versions that pyproject.toml states (downloads some GB)"
 	@echo "make fuzz        compare random models with plain autograd (SEEDS=1000)"
 	@echo "make docs        build the documentation into site/"
 	@echo "make benchmarks  measure speed and accuracy"
@@ -34,6 +40,16 @@ $(DOCS_READY): $(READY)
 	@$(PIP) --editable '.[docs]' --constraint constraints.txt
 	@touch $@
 
+$(LOWEST_READY): pyproject.toml constraints-lowest.txt
+	@echo "Setting up $(LOWEST) (once; torch of that age comes with its GPU packages, some GB)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+		|| { echo "these versions need Python 3.11 or 3.12; run: make test-lowest PYTHON=/path/to/python3.11" >&2; \
+			exit 1; }
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST_PIP) $(LOWEST_TORCH) --constraint constraints-lowest.txt
+	@$(LOWEST_PIP) --editable '.[dev,paper]' --constraint constraints-lowest.txt
+	@touch $@
+
 demo: $(READY)
 	@$(BIN)/ntkscope demo
 
@@ -41,10 +57,13 @@ test: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
-	@$(TEST_ENV) $(BIN)/python -m pytest --quiet -n 2 --dist loadgroup -m "not slow and not gpu"
+	@$(TEST_ENV) $(BIN)/python $(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(READY)
-	@$(TEST_ENV) $(BIN)/python -m pytest --quiet -n 2 --dist loadgroup -m slow
+	@$(TEST_ENV) $(BIN)/python $(PYTEST) -m slow
+
+test-lowest: $(LOWEST_READY)
+	@$(TEST_ENV) $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu"
 
 # Every failure prints the line that shows it alone: PYTHONPATH=tests python -m fuzz.one SEED.
 SEEDS ?= 1000
@@ -59,5 +78,5 @@ benchmarks: $(READY)
 	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) site ntkscope-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) site ntkscope-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -201,9 +201,9 @@ USING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "unknown method 'hutch' for trace; choose one of .*'hutch\\+\\+'",
     ),
     "method-of-another-metric": (
-        lambda: _ntk().frobenius_norm(method="per-sample"),
+        lambda: _ntk().frobenius_norm(method="rhutch"),
         ValueError,
-        "unknown method 'per-sample' for frobenius_norm",
+        "unknown method 'rhutch' for frobenius_norm",
     ),
     "unknown-measure-method": (
         lambda: _ntk().measure(method="x"),

@@ -10,6 +10,7 @@ import torch
 
 from inside import refusal
 from ntkscope import NTK, Cost
+from ntkscope.engines.torch.forward import DoubleBackward
 from reference import alignment
 from zoo import BY_NAME, COUPLED, INDEPENDENT, ZOO, Case, each, each_case, paper_gru, paper_mlp
 
@@ -112,12 +113,11 @@ def test_products_are_those_of_the_dense_jacobian(case: Case) -> None:
 
 
 @each_case
-def test_reverse_over_reverse_is_forward_mode(case: Case) -> None:
+def test_double_backward_is_forward_mode(case: Case) -> None:
     jacobian = case.ntk().engine.jacobian
     u = torch.randn(2, jacobian.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     forward = jacobian.jvp(u)
-    row = {name: block[0] for name, block in jacobian._unflatten(u).items()}
-    jacobian._push = jacobian._reverse_over_reverse(row)
+    jacobian._forward = DoubleBackward(jacobian.function)
     _close(jacobian.jvp(u), forward)
 
 

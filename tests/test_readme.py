@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import io
 import json
 import re
@@ -12,12 +14,13 @@ from pathlib import Path
 import pytest
 import typer
 
+import ntkscope
 from ntkscope import report
 from ntkscope.apps import options
 from ntkscope.apps.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+PAGES = sorted((ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -92,6 +95,24 @@ def test_every_dependency_is_in_the_table() -> None:
         assert f"| {name[0]} " in table
     for extra in project["optional-dependencies"]:
         assert extra in table
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    missing = [
+        name for name in ntkscope.__all__ if not name.startswith("_") and f"::: ntkscope.{name}\n" not in page
+    ]
+    assert missing == []
+    for module in ("estimators", "plots"):
+        (members,) = re.findall(rf"::: ntkscope\.{module}\n(?:.*\n)*?      members: \[(.*)\]", page)
+        listed = set(members.split(", "))
+        names = vars(importlib.import_module(f"ntkscope.{module}"))
+        assert listed <= {name for name in names["__all__"] if inspect.isfunction(names[name])}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1]
+    assert set(re.findall(r": (\S+\.md)", navigation)) == {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
 def test_what_is_named_is_pinned() -> None:

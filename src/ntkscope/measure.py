@@ -15,7 +15,8 @@ from ntkscope.progress import ProgressListener, progress_bar
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.runs.drive import Run, drive
 from ntkscope.runs.group import Fixed, GroupRun, MappedRun, Priced
-from ntkscope.runs.moments import MomentSource, TraceFromElsewhere
+from ntkscope.runs.moments import MomentSource
+from ntkscope.runs.sources import TraceFromElsewhere
 from ntkscope.settings import DEFAULT_RTOL, Options
 from ntkscope.ways.base import Problem, Start, Way, per_sample_of
 from ntkscope.ways.per_sample import PerSample, PerSampleForward
@@ -244,7 +245,9 @@ def _start(
             # Only trying tells whether there are forward products; what is next does without.
             failure = failure or error
             continue
-        source = None if way.is_exact else _trace_source(request, problem, options, listener)
+        source = (
+            None if way.is_exact or way.needs_model else _trace_source(request, problem, options, listener)
+        )
         return way, start if source is None else _with_trace(start, source)
     assert failure is not None
     raise failure

@@ -8,10 +8,9 @@ from typing import Any, TypeAlias, Unpack
 import numpy as np
 
 from ntkscope import measure
-from ntkscope.engines.base import Engine, Refusal, Samples
+from ntkscope.engines.base import Engine, LinearMap, Refusal, Samples
 from ntkscope.engines.pick import make_engine
 from ntkscope.metrics import METRICS, STANDARD
-from ntkscope.operators.space import Factor
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.settings import (
     DEFAULT_BUDGET,
@@ -183,7 +182,7 @@ class NTK:
 
     # Products.
 
-    def jacobian(self) -> Factor:
+    def jacobian(self) -> LinearMap:
         """J as a linear map of shape (n, p), with ``@`` and ``T``.
 
         >>> import torch

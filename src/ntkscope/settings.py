@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: Methods of every metric.
-Method: TypeAlias = Literal["auto", "exact", "sketch", "nystrom", "gram", "hutch++"]
+Method: TypeAlias = Literal["auto", "exact", "per-sample", "sketch", "nystrom", "gram", "hutch++"]
 
 #: Methods of the trace of one kernel.
 TraceMethod: TypeAlias = Literal[

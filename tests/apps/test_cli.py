@@ -391,7 +391,9 @@ def test_what_was_known_at_ctrl_c_is_printed(folder: Path, monkeypatch: pytest.M
 def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ntkscope", *arguments]
     pipe = subprocess.PIPE
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    # Torch 2.6 leaves a temporary directory of its own to the interpreter's end.
+    warnings = "error,ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": warnings}
     return subprocess.Popen(
         command,
         cwd=folder,

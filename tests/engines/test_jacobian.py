@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch import jacobian
+from ntkscope.engines.torch import forward
 from zoo import BY_NAME
 
 
@@ -28,7 +28,7 @@ def _no_batches(monkeypatch: pytest.MonkeyPatch, error: type[Exception] = Runtim
     def without_batches(*args: Any, **kwargs: Any) -> Any:
         return fails() if kwargs.get("is_grads_batched") else grad(*args, **kwargs)
 
-    monkeypatch.setattr(jacobian, "vmap", fails)
+    monkeypatch.setattr(forward, "vmap", fails)
     monkeypatch.setattr(torch.autograd, "grad", without_batches)
     return tries
 
@@ -57,7 +57,7 @@ def test_an_error_of_single_rows_is_theirs(monkeypatch: pytest.MonkeyPatch) -> N
     def fails(*args: Any) -> Any:
         raise RuntimeError("of one row")
 
-    monkeypatch.setattr(jacobian, "_loop", fails)
+    monkeypatch.setattr(forward.ForwardMode, "_one", fails)
     with pytest.raises(RuntimeError, match="of one row"):
         ntk.jvp(_random(ntk.n_params, 5))
-    assert ntk.engine.jacobian._vectorized
+    assert ntk.engine.jacobian._forward._vectorized  # type: ignore[union-attr]

@@ -212,19 +212,80 @@ def read(m: Measurement) -> None:
     print(m["trace"].vlaue)
     print(m.alignment.value)
 """
+CALLER = """
+from ntkscope import NTK, Options, measure_all
+
+def read(ntk: NTK) -> float:
+    near = Options(rtol=0.1, seed=3)
+    one = ntk.trace(method="hutch++", rtol=0.1).value + ntk.trace(options=near, seconds=2.0).value
+    two = ntk.effective_rank("sketch", 60, 1, trace_method="per-sample").value
+    m = ntk.measure([ntk], metrics=("trace", "inner_product"), options=near)
+    several = measure_all([ntk, ntk], "exact")
+    return one + two + m.trace.value + several[0].alignment[0].value + ntk.metric("trace", rtol=0.1).value
+"""
+WRONG_CALLS = """
+from ntkscope import NTK, Options, measure_all
+
+def read(ntk: NTK) -> None:
+    ntk.trace(method="hutch+")
+    ntk.trace(rtoll=1)
+    ntk.frobenius_norm("rhutch")
+    ntk.effective_rank(trace_method="hutch++")
+    ntk.trace(rtol="1%")
+    ntk.trace(options={"rtol": 0.1})
+    Options(rtoll=0.1)
+    measure_all([ntk], methd="exact")
+    ntk.measure().trace.vlaue
+"""
+
+
+def _check_types(folder: Path, sources: list[Path], codes: dict[str, str]) -> dict[str, list[str]]:
+    """What ``mypy --strict`` says of each piece of code, line by line."""
+    api = pytest.importorskip("mypy.api")
+    files = [folder / f"{name}.py" for name in codes]
+    for file, code in zip(files, codes.values(), strict=True):
+        file.write_text(code)
+    # What the sources import besides themselves need not be read: it takes long, and is not asked.
+    options = ["--strict", "--follow-imports=skip", "--no-error-summary", "--config-file="]
+    cache = ["--cache-dir", str(folder / "cache")]
+    output, errors, _ = api.run([*options, *cache, *map(str, sources), *map(str, files)])
+    assert errors == ""
+    lines = output.splitlines()
+    return {
+        file.stem: [line for line in lines if line.startswith(str(file)) and ": error:" in line]
+        for file in files
+    }
 
 
 def test_user_code_passes_a_strict_type_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    api = pytest.importorskip("mypy.api")
     package = Path(results.__file__).parent
     monkeypatch.setenv("MYPYPATH", str(package.parents[1]))
-    for name, code in (("user.py", USER), ("misspelt.py", MISSPELT)):
-        (tmp_path / name).write_text(code)
-    # What results import besides themselves need not be read: it takes long, and is NumPy.
-    options = ["--strict", "--follow-imports=skip", "--no-error-summary", "--config-file="]
-    files = [*package.glob("*.py"), tmp_path / "user.py", tmp_path / "misspelt.py"]
-    output, errors, _ = api.run([*options, "--cache-dir", str(tmp_path / "cache"), *map(str, files)])
-    assert errors == ""
-    assert "user.py" not in output
-    found = [line for line in output.splitlines() if "misspelt.py" in line]
-    assert ["has no attribute" in line for line in found] == [True, True, True], output
+    found = _check_types(tmp_path, [*package.glob("*.py")], {"user": USER, "misspelt": MISSPELT})
+    assert found["user"] == []
+    assert ["has no attribute" in line for line in found["misspelt"]] == [True, True, True], found
+
+
+def test_misspelt_methods_and_options_are_caught_by_a_strict_type_checker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(results.__file__).parents[1]
+    monkeypatch.setenv("MYPYPATH", str(root.parent))
+    sources = [root / name for name in ("__init__.py", "ntk.py", "settings.py")]
+    sources += (root / "results").glob("*.py")
+    found = _check_types(tmp_path, sources, {"caller": CALLER, "wrong": WRONG_CALLS})
+    assert found["caller"] == []
+    expected = {
+        "5": "incompatible type \"Literal['hutch+']\"",
+        "6": 'Unexpected keyword argument "rtoll"',
+        "7": "incompatible type \"Literal['rhutch']\"",
+        "8": "incompatible type \"Literal['hutch++']\"",
+        "9": 'Argument "rtol" to "trace" of "NTK" has incompatible type "str"',
+        "10": 'Argument "options" to "trace" of "NTK" has incompatible type "dict[str, float]"',
+        "11": 'Unexpected keyword argument "rtoll" for "Options"',
+        "12": 'Unexpected keyword argument "methd"',
+        "13": '"Estimate" has no attribute "vlaue"',
+    }
+    said = {line.split(":")[1]: line for line in found["wrong"]}
+    assert said.keys() == expected.keys(), found["wrong"]
+    for number, words in expected.items():
+        assert words in said[number]

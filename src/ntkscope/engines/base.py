@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.operators.ledger import Ledger
-from ntkscope.operators.space import Factor, Map, Small
+from ntkscope.operators.space import Factor, Small
+from ntkscope.runs.ring import ProbedSamples
 
-__all__ = ["Directions", "Engine", "Machine", "Refusal", "Samples", "Sizes"]
+__all__ = ["Directions", "Engine", "LinearMap", "Machine", "ProbedSamples", "Refusal", "Samples", "Sizes"]
 
 #: ``directions(probes, samples)``: random probes over the parameters, shape (k, B, p).
 Directions: TypeAlias = Callable[[range, range], NDArray[np.float64]]
@@ -103,7 +104,11 @@ class Samples(Protocol):
         ...
 
     def squares(self, probes: NDArray[np.float64]) -> Small:
-        """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs."""
+        """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs.
+
+        Every z_b is scaled to the length √outputs, so that z_b of a point on the sphere, or of a
+        normal vector, is uniform on the sphere of its sample.
+        """
         ...
 
     def forward_squares(self, count: int, directions: Directions) -> Small:
@@ -129,12 +134,33 @@ class Samples(Protocol):
         """Traces (c,) and inner products (c, c) of this kernel and the others, exactly."""
         ...
 
+    def probed(self) -> ProbedSamples:
+        """Gradients of every sample for random probes, with their inner products; none drawn yet."""
+        ...
+
     def is_comparable(self, other: Samples) -> bool:
         """Whether the other's samples lie along the same axes of the state."""
         ...
 
     def describe(self) -> str:
         """What is known of the model, in words."""
+        ...
+
+
+class LinearMap(Factor, Protocol):
+    """A map that users take as well, with ``@`` on what they hold in their hands."""
+
+    @property
+    def T(self) -> LinearMap:
+        """The transpose; K is its own."""
+        ...
+
+    def __matmul__(self, v: Any) -> Any:
+        """The product with a vector or a block, of the framework or of NumPy, in its kind.
+
+        Raises:
+            ValueError: If the first axis does not fit.
+        """
         ...
 
 
@@ -178,11 +204,11 @@ class Engine(Protocol):
         """The context in which all work with this engine is done."""
         ...
 
-    def map(self) -> Factor:
+    def map(self) -> LinearMap:
         """J, shape (n, p); its ``T`` is Jᵀ."""
         ...
 
-    def kernel_map(self) -> Map:
+    def kernel_map(self) -> LinearMap:
         """K = JJᵀ, shape (n, n)."""
         ...
 

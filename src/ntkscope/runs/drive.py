@@ -65,9 +65,10 @@ class Run(Protocol[Result_co]):
         ...
 
 
-def first_look_of(run: Run[Any]) -> int:
-    """At how many products a run's error bar is looked at first: its own ``first_look``, or its minimum."""
-    return max(run.minimum, getattr(run, "first_look", 0))
+def first_look_of(run: Run[Any]) -> int | None:
+    """After how many products one error bar may end a run (its ``first_look``); ``None``: two must agree."""
+    own: int | None = getattr(run, "first_look", None)
+    return own
 
 
 def estimates_of(result: Any) -> list[Estimate]:
@@ -207,7 +208,8 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
                 if progress is not None:
                     progress(worst, spent, budget.limit)
                 was_met, is_met = is_met, budget.to_tolerance and excess <= 1
-                if is_met and (was_met or _is_certain(estimates) or spent == budget.limit):
+                is_sure = was_met or first_look_of(run) is not None or _is_certain(estimates)
+                if is_met and (is_sure or spent == budget.limit):
                     return "met"
                 unlimited = budget.to_tolerance and budget.limit is None
                 if unlimited and spent >= _ZERO_PRODUCTS and all(map(_is_zero, estimates)):
@@ -229,9 +231,10 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
 
 
 def _first_look(run: Run[Any], budget: _Budget) -> int:
-    """Its error bar ends no run, but that of the next look may agree with it."""
-    look = first_look_of(run)
-    return look if budget.limit is None else min(look, budget.limit)
+    """Its own first look, or the minimum: that error bar ends no run, but the next may agree with it."""
+    own = first_look_of(run)
+    first = run.minimum if own is None else own
+    return first if budget.limit is None else min(first, budget.limit)
 
 
 def _is_certain(estimates: list[Estimate]) -> bool:
@@ -258,12 +261,13 @@ def _next(run: Run[Any], spent: int, excess: float, budget: _Budget) -> int:
     """Where to look next: nearly where √m convergence ends, 15% further at least.
 
     An error bar that meets the tolerance is looked at once more after as many fresh products as the
-    run has at its minimum: a few probes may all miss the same large direction, and agree. Few probes find their error bar large by Student's t alone, so 0.7 of the way is gone; a run
+    run has at its minimum: probes that share an approximation may all miss the same large direction,
+    and agree. Few probes find their error bar large by Student's t alone, so 0.7 of the way is gone; a run
     that converges faster than √m goes no further than its stride.
     """
     factor = min(run.stride, max(1.15, 0.7 * excess**2))
     target = max(spent + run.quantum, math.ceil(spent * factor / run.quantum) * run.quantum)
-    if excess <= 1 or spent <= first_look_of(run):
+    if first_look_of(run) is None and (excess <= 1 or spent <= run.minimum):
         target = spent + max(run.minimum, run.quantum)
     return target if budget.limit is None else min(target, budget.limit)
 

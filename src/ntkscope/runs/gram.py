@@ -19,6 +19,8 @@ Small = NDArray[np.float64]
 
 #: Squares of quadratic forms have heavier tails than the forms; chosen by coverage.
 _HEAVINESS = 3.0
+#: Three pseudo-values of three pairs tell no spread of inner products.
+_TELLING = 4
 
 
 class GramRun:
@@ -72,7 +74,7 @@ class GramRun:
 
 def gram_moments(forms: Small, epsilon: float) -> Moments:
     """U-statistics of M_a = ΩᵀK_aΩ, shape (c, k, k), with jackknife pseudo-values as samples."""
-    count, probes, _ = forms.shape
+    probes = forms.shape[1]
     traces = np.diagonal(forms, axis1=1, axis2=2)
     pairs = forms[:, None] * forms[None]
     rows = pairs.sum(axis=3) - np.diagonal(pairs, axis1=2, axis2=3)
@@ -84,28 +86,34 @@ def gram_moments(forms: Small, epsilon: float) -> Moments:
     trace_freedom = [
         effective_degrees_of_freedom(probes, float(t.var(ddof=1)), float(t.mean())) for t in traces
     ]
-    # The first-order part of a pseudo-value is 2ωᵀK_aK_bω, less a constant.
     squares, square_samples = _squared_traces(traces)
-    inner_freedom = [
-        [
-            effective_degrees_of_freedom(
-                probes, float(pseudo[a, b].var(ddof=1)), 2 * float(inner[a, b, 0]), heaviness=_HEAVINESS
-            )
-            for b in range(count)
-        ]
-        for a in range(count)
-    ]
     return Moments(
         traces=traces.mean(axis=1),
         inner=inner[:, :, 0],
         trace_samples=traces.T,
         inner_samples=pseudo.transpose(2, 0, 1),
         trace_freedom=np.array(trace_freedom),
-        inner_freedom=np.array(inner_freedom),
+        inner_freedom=_inner_freedom(inner[:, :, 0], pseudo),
         squared_traces=squares,
         squared_trace_samples=square_samples,
         epsilon=epsilon,
     )
+
+
+def _inner_freedom(inner: Small, pseudo: Small) -> Small:
+    """Degrees of freedom of the inner products' errors, shape (c, c); 0 where they are not known."""
+    count, _, probes = pseudo.shape
+    freedom = np.zeros((count, count))
+    if probes < _TELLING:
+        return freedom
+    variances = pseudo.var(axis=2, ddof=1)
+    for place in np.ndindex(count, count):
+        # The first-order part of a pseudo-value is 2ωᵀK_aK_bω, less a constant.
+        level = 2 * float(inner[place])
+        freedom[place] = effective_degrees_of_freedom(
+            probes, float(variances[place]), level, heaviness=_HEAVINESS
+        )
+    return freedom
 
 
 def _squared_traces(forms: Small) -> tuple[Small, Small]:

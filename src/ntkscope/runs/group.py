@@ -127,7 +127,10 @@ class GroupRun(Generic[Result]):
         self._shares = shares
         self._finish = finish
         self.minimum = self._products([part.minimum for part in parts])
-        self.first_look = self._products([first_look_of(part) for part in parts])
+        # Only where every part that spends knows by itself when its error bar holds.
+        looks = [first_look_of(part) for part, share in zip(parts, shares, strict=True) if share]
+        known = [look for look in looks if look is not None]
+        self.first_look = max(known) * sum(shares) if known and len(known) == len(looks) else None
         self.quantum = max(1, sum(shares) * max(part.quantum for part in parts))
         self.stride = min(part.stride for part in parts)
 

@@ -60,9 +60,9 @@ class HutchinsonRun:
         epsilon: Relative rounding error of a sample.
         note: What a reader should know.
         products_per_sample: What one sample costs, in products.
-        first_look: Samples before which their spread ends no run to a tolerance. Two or three may be
+        first_look: Samples before which an error bar ends no run to a tolerance. Two or three may be
             near each other by chance: where a sample's deviation is a tenth, in one run of 80 three
-            seem to be within 1% at once. Draws with variances need none.
+            seem to be within 1% at once; five in one of 700.
     """
 
     #: Its error falls as 1/√m, and no faster.
@@ -78,7 +78,7 @@ class HutchinsonRun:
         epsilon: float = 2.0**-52,
         note: str = "",
         products_per_sample: int = 1,
-        first_look: int = 1,
+        first_look: int = 5,
     ) -> None:
         self._draw = draw
         self._method = method

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ntkscope.operators.space import Map
 from ntkscope.runs.drive import SHORT_STRIDE
 from ntkscope.runs.grams import Grams
-from ntkscope.runs.moments import LeftOut, Moments, left_out_probes
+from ntkscope.runs.moments import LeftOut, Moments
+from ntkscope.runs.shared import left_out_probes
 from ntkscope.runs.statistics import effective_degrees_of_freedom
 from ntkscope.runs.threads import one_thread
 

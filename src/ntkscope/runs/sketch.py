@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ntkscope.operators.space import Block, Map
+from ntkscope.runs.deflation import Deflated
 from ntkscope.runs.drive import SHORT_STRIDE
 from ntkscope.runs.grams import Grams
 from ntkscope.runs.moments import Moments
 from ntkscope.runs.orthonormal import extend_basis
-from ntkscope.runs.residuals import Deflated, sketch_moments
+from ntkscope.runs.residuals import sketch_moments
 
 __all__ = ["SketchRun"]
 

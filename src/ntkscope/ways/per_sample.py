@@ -12,16 +12,17 @@ from ntkscope.operators.probes import sphere_probes
 from ntkscope.progress import ProgressListener
 from ntkscope.runs.group import MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun
-from ntkscope.runs.moments import IndependentMoments
+from ntkscope.runs.sample_gram import SampleGramRun
+from ntkscope.runs.sources import IndependentMoments
 from ntkscope.ways.base import NeedsSamples, Problem, Start, per_sample_of
 from ntkscope.ways.costs import growth_of, per_sample_seconds
 
-__all__ = ["PerSample", "PerSampleForward"]
+__all__ = ["PerSample", "PerSampleForward", "PerSampleGram"]
 
 _STREAM = 20
 _FORWARD_STREAM = 21
 
-# One sample of the batch may make the trace alone, see HutchinsonRun.
+# Samples of a batch tell more of the error, but one of them may make the trace alone.
 _FIRST_LOOK = 4
 # Probes that the trace is expected to need for 1%.
 _PROBES_FOR_ONE_PERCENT = 8
@@ -144,3 +145,56 @@ class PerSampleForward(_PerSampleTrace):
             return samples.forward_squares(stop - start, directions)
 
         return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon, first_look=_FIRST_LOOK)
+
+
+class PerSampleGram(NeedsSamples):
+    """Every moment from the inner products of a few random probes of every sample."""
+
+    name = method = "per-sample"
+    is_exact = False
+
+    def is_automatic(self, of_products: bool) -> bool:
+        """Wherever it is the cheapest."""
+        return True
+
+    def serves(self, of_products: bool) -> bool:
+        """All moments; a trace alone needs no inner products."""
+        return of_products
+
+    def why_not(self, problem: Problem) -> str:
+        """The gradients of all samples are kept at once."""
+        sizes = problem.sizes
+        if sizes is not None and self._bytes(sizes, self._gram_probes(sizes, problem.rtol)) > sizes.budget:
+            return "the gradients of all samples do not fit the memory budget together"
+        return super().why_not(problem)
+
+    def words(self, sizes: Sizes, rtol: float) -> str:
+        """For plans."""
+        return f"inner products of about {self._gram_probes(sizes, rtol):,} random probes of every sample"
+
+    def seconds(self, sizes: Sizes, machine: Machine, rtol: float) -> float:
+        """A backward pass a probe and kernel, and a ring of inner products."""
+        probes = self._gram_probes(sizes, rtol)
+        partners = min(sizes.batch, 16 * (1 + probes))
+        entries = sizes.batch * partners * probes**2
+        pairs = machine.seconds(2.0 * entries * (sizes.taps + sizes.general), 3.0 * entries * sizes.pieces, 0)
+        return sizes.kernels * (per_sample_seconds(sizes, machine, probes, 1) + pairs)
+
+    def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """A backward pass of the batch beside others, with its inner products."""
+        return self.seconds(sizes, machine, 0.01) / sizes.kernels / self._gram_probes(sizes, 0.01)
+
+    def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
+        """The run."""
+        samples = per_sample_of(problem, self.method)
+        return Start(SampleGramRun([one.probed() for one in samples], seed=seed))
+
+    @staticmethod
+    def _gram_probes(sizes: Sizes, rtol: float) -> int:
+        """The error falls with the samples as with the probes: some 250 of both together give 1%."""
+        return max(4, math.ceil(250 / max(sizes.batch, 1) * growth_of(rtol)))
+
+    @staticmethod
+    def _bytes(sizes: Sizes, probes: int) -> float:
+        each = 3 * sizes.batch * (sizes.taps + sizes.general) * probes
+        return sizes.itemsize * (3 * sizes.elements + each)

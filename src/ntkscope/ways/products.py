@@ -18,16 +18,13 @@ from ntkscope.runs.gram import GramRun
 from ntkscope.runs.group import GroupRun, MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun, factor_draw, two_sided_draw
 from ntkscope.runs.hutchpp import HutchPlusPlusRun
-from ntkscope.runs.moments import IndependentMoments, MomentSource
-from ntkscope.runs.nystrom import NystromRun
-from ntkscope.runs.sketch import SketchRun
+from ntkscope.runs.moments import MomentSource
+from ntkscope.runs.sources import IndependentMoments
 from ntkscope.ways.base import Problem, Start
 from ntkscope.ways.costs import growth_of, jvp_seconds, vjp_seconds
 
 __all__ = ["Gram", "HutchPlusPlus", "Hutchinson", "OneSided", "Shared"]
 
-# Samples of one-sided products that a run to a tolerance has at least, see HutchinsonRun.
-_FIRST_LOOK = 5
 # Products that a sketch is expected to need for 1%.
 _PRODUCTS_FOR_ONE_PERCENT = 60
 # Without products with K its squares have far larger errors (benchmarks/spectra: 4 to 14 times).
@@ -88,13 +85,13 @@ class Shared(_Products):
 
     Attributes:
         method: The method's name.
-        run: The run's class.
+        run: Makes the run of the kernels' maps and ``seed=``: a class of :mod:`ntkscope.runs`.
         automatic_for: Whether ``"auto"`` may take it for ``"traces"`` alone or for ``"products"`` of kernels.
         traces_alone: Whether it is a name for traces, as ``"xtrace"`` is for the sketch.
     """
 
     method: str
-    run: type[SketchRun] | type[NystromRun]
+    run: Callable[..., Run[MomentSource]]
     automatic_for: Literal["traces", "products", ""] = ""
     traces_alone: bool = False
 
@@ -210,9 +207,7 @@ class OneSided(_Products):
         (jacobian,) = problem.factors(self.method, self.needs)
         factor = jacobian.T if self.is_reverse else jacobian
         draw = factor_draw(factor, seed=seed)
-        run = HutchinsonRun(
-            draw, method=self.method, seed=seed, epsilon=factor.epsilon, first_look=_FIRST_LOOK
-        )
+        run = HutchinsonRun(draw, method=self.method, seed=seed, epsilon=factor.epsilon)
         return Start(_as_trace(run), _as_trace(ExactFactorRun(factor)))
 
 

@@ -15,7 +15,7 @@ from ntkscope.ways.exact import (
     Rows,
     Tiles,
 )
-from ntkscope.ways.per_sample import PerSample, PerSampleForward
+from ntkscope.ways.per_sample import PerSample, PerSampleForward, PerSampleGram
 from ntkscope.ways.products import Gram, Hutchinson, HutchPlusPlus, OneSided, Shared
 
 __all__ = ["WAYS", "methods_of"]
@@ -30,6 +30,7 @@ WAYS: list[Way] = [
     Columns(),
     PerSample(),
     PerSampleForward(),
+    PerSampleGram(),
     Shared("sketch", SketchRun, automatic_for="products"),
     Shared("nystrom", NystromRun),
     HutchPlusPlus(),

@@ -29,7 +29,7 @@ from ntkscope.engines.torch.graph.recorder import record
 
 def _recorded(function: Callable[[Tensor], Tensor], x: Tensor) -> list[fx.Node]:
     """The operations of a function; ``meta["shape"]`` is the shape of each one's value."""
-    graph, _ = record(function, [x])
+    graph = record(function, [x]).graph
     for node in graph.nodes:
         value = node.meta.get("val")
         node.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
@@ -185,8 +185,8 @@ def test_the_axis_of_an_unbind_counts_from_the_front() -> None:
 
 @pytest.mark.parametrize(
     ("call", "expected"),
-    [(torch.tanh, True), (lambda x: x * 2 + 1, True), (CALLS["t"], False), (torch.bernoulli, False)],
-    ids=["tanh", "scaled", "transposed", "random"],
+    [(torch.tanh, True), (lambda x: x * 2 + 1, True), (CALLS["t"], False)],
+    ids=["tanh", "scaled", "transposed"],
 )
 def test_pointwise_operations(call: Callable[[Tensor], Tensor], expected: bool) -> None:
     assert is_pointwise(_recorded(call, NUMBERS / 12)[-1]) == expected

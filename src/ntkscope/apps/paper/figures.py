@@ -88,7 +88,7 @@ def _tolerance_points(axis: Axes, results: Results, experiment: str) -> None:
     x = np.where(inside, errors.median, edge)
     label = "trace(rtol=…) (ours), at the error that it had (▶: exact)"
     axis.errorbar(
-        x, speed.median, yerr=[speed.median - speed.low, speed.high - speed.median],
+        x, speed.median, yerr=np.stack([speed.median - speed.low, speed.high - speed.median]),
         xerr=np.where(inside, [errors.median - errors.low, errors.high - errors.median], 0),
         fmt="none", ecolor=color, elinewidth=1.2, alpha=0.8, zorder=5,
     )  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ntkscope.data import as_inputs
+from ntkscope.engines.torch.compat import pytree
 from ntkscope.errors import StateError
 
 __all__ = ["as_arguments", "check_state", "checked_inputs"]

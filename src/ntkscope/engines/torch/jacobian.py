@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
 
-from ntkscope.engines.torch.errors import first_line
+from ntkscope.engines.torch.forward import Forward, choose_forward
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Chunks, is_out_of_memory
-from ntkscope.engines.torch.modes import CHECK_SEED, load_forward_mode, transpose_tolerance
 from ntkscope.engines.torch.state import Parameters, StateFunction
 from ntkscope.operators.ledger import Ledger
 
@@ -21,9 +19,8 @@ __all__ = ["Jacobian"]
 class Jacobian:
     """J = ∂state/∂parameters, through products with blocks of row vectors.
 
-    The forward pass is recorded once for all reverse products; forward products share one
-    forward pass a chunk. Where an operation has no forward mode, Ju is the derivative of
-    z ↦ Jᵀz (reverse over reverse), recorded once too.
+    The forward pass is recorded once for all reverse products; forward products go by the first
+    way that is right (:mod:`ntkscope.engines.torch.forward`).
 
     Args:
         function: The state as a function of the parameters.
@@ -51,8 +48,7 @@ class Jacobian:
         floats = function.forward_size.elements + 2 * self.shape[1] + self.shape[0]
         self._chunks = Chunks(floats * function.state.element_size(), budget, chunk_size)
         self._recorded: tuple[Tensor, Parameters] | None = None
-        self._push: Callable[[Parameters], Tensor] = self._push_forward
-        self._push_known = False
+        self._forward: Forward | None = None
         self._vectorized = True
 
     # Products: blocks of rows in, blocks of rows out.
@@ -108,9 +104,8 @@ class Jacobian:
         Raises:
             NotImplementedError: If the model has neither a forward mode nor a second derivative.
         """
-        if not self._push_known:
-            self._push = self._choose_push()
-            self._push_known = True
+        if self._forward is None:
+            self._forward = choose_forward(self.function)
 
     def dense(self) -> Tensor:
         """J itself, shape (n, p), by n reverse products."""
@@ -154,13 +149,9 @@ class Jacobian:
 
     def _push_block(self, u: Parameters) -> Tensor:
         self.check_forward()
-        out = self._map(self._push, u)
+        assert self._forward is not None
+        out = self._forward.push(u)
         return out.reshape(out.shape[0], -1)
-
-    def _map(self, product: Callable[[Any], Any], block: Any) -> Any:
-        """The product with every row, vectorized where the model's operations allow it."""
-        with self.function.operations():
-            return self._vectorize(lambda: vmap(product)(block), lambda: _loop(product, block))
 
     def _vectorize(self, together: Callable[[], Any], one_by_one: Callable[[], Any]) -> Any:
         """All rows together, or one after the other if an operation does not allow that."""
@@ -168,57 +159,13 @@ class Jacobian:
             return one_by_one()
         try:
             return together()
-        except RuntimeError as error:
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
         # Operations refuse a batch in many words: whether single rows pass is what tells.
         rows = one_by_one()
         self._vectorized = False
         return rows
-
-    def _push_forward(self, u: Parameters) -> Tensor:
-        return jvp(self.function, (self.function.parameters,), (u,))[1]
-
-    def _choose_push(self) -> Callable[[Parameters], Tensor]:
-        """Forward mode if every operation of the model has one that is right, else reverse over reverse."""
-        load_forward_mode()
-        generator = torch.Generator().manual_seed(CHECK_SEED)
-        function = self.function
-        z, u = (torch.randn(1, size, generator=generator, dtype=torch.float64) for size in self.shape)
-        z, u = z.to(function.device, function.dtype), u.to(function.device, function.dtype)
-        row = {name: block[0] for name, block in self._unflatten(u).items()}
-        try:
-            with function.operations():
-                forward = self._push_forward(row).reshape(-1).double()
-        except (NotImplementedError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise
-            return self._reverse_over_reverse(row)
-        # Torch's forward mode does not see torch.no_grad(), or an embedding's padding_idx.
-        backward = u.new_empty(u.shape)
-        self._flatten(self._pull_block(z), backward)
-        difference = torch.dot(forward, z[0].double()) - torch.dot(backward[0].double(), u[0].double())
-        tolerance = transpose_tolerance(function.dtype) * forward.norm() * z.double().norm()
-        return self._push_forward if abs(difference) <= tolerance else self._reverse_over_reverse(row)
-
-    def _reverse_over_reverse(self, row: Parameters) -> Callable[[Parameters], Tensor]:
-        """U ↦ Ju as the transpose of the linear map z ↦ Jᵀz; tried on one row."""
-        function = self.function
-        with function.operations():
-            pullback = vjp(function, function.parameters)[1]
-            zero = torch.zeros(function.output_shape, dtype=function.dtype, device=function.device)
-            transpose = vjp(lambda z: pullback(z, retain_graph=True, create_graph=True)[0], zero)[1]
-            try:
-                transpose(row, retain_graph=True)
-            except (NotImplementedError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    raise
-                raise NotImplementedError(
-                    f"products Ju are not possible, since an operation of the model has neither a forward "
-                    f"mode nor a second derivative ({first_line(error)}); use what needs reverse mode alone: "
-                    "method='exact', 'per-sample', 'gram' or 'rhutch'"
-                ) from error
-        return lambda u: transpose(u, retain_graph=True)[0]
 
     # Vectors of p numbers and the parameters they stand for.
 
@@ -234,18 +181,6 @@ class Jacobian:
             name: piece.reshape(u.shape[0], *tensor.shape).to(tensor.dtype)
             for piece, (name, tensor) in zip(pieces, self.function.parameters.items(), strict=True)
         }
-
-
-def _loop(product: Callable[[Any], Any], block: Any) -> Any:
-    """``vmap(product)(block)`` one row after the other."""
-    if isinstance(block, Tensor):
-        rows = [product(row) for row in block]
-    else:
-        count = len(next(iter(block.values())))
-        rows = [product({name: b[index] for name, b in block.items()}) for index in range(count)]
-    if isinstance(rows[0], Tensor):
-        return torch.stack(rows)
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _stacked(rows: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.engines.torch.samples.probed import ProbedGradients
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel, kernel_inner_products
 from ntkscope.engines.torch.state import StateFunction
@@ -281,6 +282,10 @@ class TorchSamples:
         """Traces and inner products in tiles, by layer factors."""
         sources = [SampleRows(samples.jacobian) for samples in (self, *others)]
         return kernel_inner_products(sources, self.jacobian.budget, report)
+
+    def probed(self) -> ProbedGradients:
+        """As :meth:`ntkscope.engines.base.Samples.probed`."""
+        return ProbedGradients(self.jacobian)
 
     def is_comparable(self, other: Any) -> bool:
         """Whether the other's samples lie along the same axes of the state."""

@@ -123,8 +123,9 @@ class Portions:
         self, *, batch: int, sample: float, pair: float, piece: int, operations: int, budget: int
     ) -> None:
         self._batch = batch
-        self._sample = sample
-        self._pair = pair
+        # A state that no parameter reaches takes nothing.
+        self._sample = max(sample, 1)
+        self._pair = max(pair, 1)
         self._piece = piece
         self._quick = _quick_bytes(operations)
         self.budget = budget

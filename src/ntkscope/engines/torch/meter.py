@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from ntkscope.engines.torch.compat import FLOP_FORMULAS, DispatchMode, pytree
 
 __all__ = ["ForwardMeter", "ForwardSize"]
 
@@ -28,19 +27,14 @@ class ForwardSize:
     flops: int
 
 
-class ForwardMeter(TorchDispatchMode):
+class ForwardMeter(DispatchMode):
     """Context manager that counts the operations run inside it; read :meth:`size` afterwards."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._operations = 0
         self._elements = 0
         self._flops = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Else torch loads its whole compiler, for seconds, to say that this is not compiled.
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -48,8 +42,8 @@ class ForwardMeter(TorchDispatchMode):
             self._operations += 1
             written = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
             self._elements += sum(leaf.numel() for leaf in written)
-            if func._overloadpacket in flop_registry:
-                self._flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+            if func.overloadpacket in FLOP_FORMULAS:
+                self._flops += FLOP_FORMULAS[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
         return result
 
     def size(self) -> ForwardSize:

@@ -11,9 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._decomp import decomposition_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+
+from ntkscope.engines.torch.compat import (
+    TorchFunctionMode,
+    load_forward_mode_rules,
+    plain_recurrence,
+    warn_of_loops_under_vmap,
+)
 
 __all__ = [
     "CHECK_SEED",
@@ -70,7 +75,7 @@ def load_forward_mode() -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        import torch._decomp.decompositions_for_jvp  # noqa: F401
+        load_forward_mode_rules()
 
 
 @contextmanager
@@ -87,8 +92,7 @@ def _without_mkldnn() -> Iterator[None]:
 
 def _decomposed(name: str) -> Callable[..., Any]:
     """The recurrent function ``torch.<name>`` by plain operations, padded or packed."""
-    packet = getattr(torch.ops.aten, name)
-    padded, packed = decomposition_table[packet.input], decomposition_table[packet.data]
+    padded, packed = plain_recurrence(name)
 
     def call(*args: Any) -> Any:
         # Packed sequences come as (data, batch_sizes, ...), padded ones as (input, hidden, ...).
@@ -188,15 +192,14 @@ def differentiable_operations(*, recurrent: bool = False) -> Iterator[None]:
 def _without_loop_warnings() -> Iterator[None]:
     """Torch would ask the user to report every operation that vmap has no rule for."""
     global _quiet_depth
-    switch = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", lambda enabled: None)
     _quiet_depth += 1
-    switch(False)
+    warn_of_loops_under_vmap(False)
     try:
         yield
     finally:
         _quiet_depth -= 1
         # Torch does not tell what was set before; contexts lie within one another.
-        switch(_quiet_depth == 0)
+        warn_of_loops_under_vmap(_quiet_depth == 0)
 
 
 _quiet_depth = 0

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from ntkscope.engines.torch.compat import BATCH_NORMS
+
 __all__ = ["LayerTap", "OwnModule", "unwrapped"]
 
 # Among a module's hooks, a key that none of the user's has.
@@ -161,7 +163,7 @@ def _kept_attributes(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         kept["sparse"] = False
     # In training mode batch norm uses the batch alone; its running averages are only written to.
-    if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+    if isinstance(module, BATCH_NORMS) and module.training:
         averages = ("running_mean", "running_var", "num_batches_tracked")
         kept["_buffers"] = {n: None if n in averages else b for n, b in kept["_buffers"].items()}
         kept["track_running_stats"] = False

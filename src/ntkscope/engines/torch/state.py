@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ntkscope.engines.torch.capture import as_arguments, check_state, checked_inputs
+from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import first_line
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.meter import ForwardMeter
@@ -175,6 +176,28 @@ class StateFunction:
         """One backward pass of a random z through the user's own module, over the whole batch."""
         return self._witness
 
+    def gradients_of(self, z: Tensor) -> dict[str, Tensor | None]:
+        """Jᵀz by parameter, from a forward pass of its own."""
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
+        return self._gradients(self(leaves), leaves, z)
+
+    def in_double(self) -> StateFunction:
+        """The same state with everything in float64; what the module holds besides may not allow it."""
+
+        def wide(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if value.is_complex():
+                return value.to(torch.complex128)
+            return value.double() if value.is_floating_point() else value
+
+        twin = copy.copy(self)
+        twin.parameters = {name: wide(value) for name, value in self.parameters.items()}
+        twin._frozen = {name: wide(value) for name, value in self._frozen.items()}
+        twin._buffers = {name: wide(value) for name, value in self._buffers.items()}
+        twin.inputs = pytree.tree_map(wide, self.inputs)
+        return twin
+
     # The proof.
 
     def _prove(self, proven: StateFunction | None) -> None:
@@ -195,6 +218,7 @@ class StateFunction:
             del state
             self.forward_size = meter.size()
             self._witness = Witness(z, {name: self._real(name, g) for name, g in gradients.items()})
+            _check_finite(self._witness.gradients)
             if not known:
                 self._compare_with_exchanged(z)
 
@@ -261,6 +285,16 @@ def _differing(
         if not difference <= epsilon**0.5 * float(one.norm()) + floor:
             return name
     return ""
+
+
+def _check_finite(gradients: Mapping[str, Tensor | None]) -> None:
+    """Refuses gradients of which no kernel can be made."""
+    for name, gradient in gradients.items():
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            raise ValueError(
+                f"the gradient of the parameter {name!r} has entries that are NaN or infinite, though the "
+                "state has none; look for a root, logarithm or norm at 0, or use a model of higher precision"
+            )
 
 
 def _check_leaves(state: Tensor, parameters: Iterable[Tensor], inputs: Any) -> None:

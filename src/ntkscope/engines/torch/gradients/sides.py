@@ -13,11 +13,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Features", "Lookup", "SampleSide", "ones", "side_by_side", "square_sum", "widened"]
+__all__ = [
+    "Features",
+    "Lookup",
+    "SampleSide",
+    "in_one_dtype",
+    "in_range",
+    "ones",
+    "side_by_side",
+    "square_sum",
+    "widened",
+]
+
+# Between these the largest of some sums of squares in float32 is one to trust: nothing in it left the
+# range, and what fell below it is too small to matter.
+_SMALLEST, _LARGEST = 1e-18, 1e26
 
 
 class SampleSide(Protocol):
     """The side of an outer product that does not depend on the probe: (B, groups, T, features)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features; ``torch.bool`` for one-hot vectors."""
+        ...
 
     @property
     def positions(self) -> int:
@@ -46,6 +65,14 @@ class SampleSide(Protocol):
         """Inner products between the positions of each sample: (B, groups, T, T)."""
         ...
 
+    def picked(self, samples: Tensor) -> SampleSide:
+        """Some samples, by their numbers; one may come several times."""
+        ...
+
+    def to(self, dtype: torch.dtype) -> SampleSide:
+        """The same in another dtype."""
+        ...
+
     def contract(self, probe_side: Tensor) -> Tensor:
         """Σ_t δ_t ⊗ a_t: (k, B, groups, T, O) → (k, B, groups, O, features)."""
         ...
@@ -60,6 +87,11 @@ class Features:
     """Dense features a, shape (B, groups, T, I)."""
 
     values: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features."""
+        return self.values.dtype
 
     @property
     def positions(self) -> int:
@@ -83,12 +115,20 @@ class Features:
     def gram(self, other: SampleSide) -> Tensor:
         """As :meth:`SampleSide.gram`."""
         values = widened(self.values)
-        return torch.einsum("bgti,cgui->bcgtu", values, widened(other.dense(values.dtype)))
+        return torch.einsum("bgti,cgui->bcgtu", *in_one_dtype(values, widened(other.dense(values.dtype))))
 
     def own_gram(self) -> Tensor:
         """As :meth:`SampleSide.own_gram`."""
         values = widened(self.values)
         return values @ values.mT
+
+    def picked(self, samples: Tensor) -> Features:
+        """As :meth:`SampleSide.picked`."""
+        return Features(self.values[samples])
+
+    def to(self, dtype: torch.dtype) -> Features:
+        """As :meth:`SampleSide.to`."""
+        return Features(self.values.to(dtype))
 
     def contract(self, probe_side: Tensor) -> Tensor:
         """As :meth:`SampleSide.contract`."""
@@ -114,6 +154,11 @@ class Lookup:
 
     index: Tensor
     size: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of numbers that are 0 and 1."""
+        return torch.bool
 
     @property
     def positions(self) -> int:
@@ -146,6 +191,14 @@ class Lookup:
         """As :meth:`SampleSide.own_gram`."""
         return (self.index[:, :, None] == self.index[:, None, :]).unsqueeze(1)
 
+    def picked(self, samples: Tensor) -> Lookup:
+        """As :meth:`SampleSide.picked`."""
+        return Lookup(self.index[samples], self.size)
+
+    def to(self, dtype: torch.dtype) -> Lookup:
+        """Itself: its numbers are 0 and 1."""
+        return self
+
     def contract(self, probe_side: Tensor) -> Tensor:
         """As :meth:`SampleSide.contract`."""
         k, batch, groups, _, outputs = probe_side.shape
@@ -177,12 +230,30 @@ def side_by_side(sides: Sequence[SampleSide], dtype: torch.dtype) -> SampleSide:
 
 
 def square_sum(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """Σx² over ``dims``, or over all of them."""
+    """Σx² over ``dims``, or over all of them; in float64 where the range of float32 is too small."""
     # Pairwise summation keeps float32 right to about 1e-7.
     x = widened(x)
+    total = (x * x).sum(dims)
+    if in_range(total) or not bool(x.any()):
+        return total
+    x = x.double()
     return (x * x).sum(dims)
+
+
+def in_range(squares: Tensor) -> bool:
+    """Whether sums of squares, or of products of squares, came out in the range of their dtype."""
+    if squares.dtype == torch.float64 or not squares.numel():
+        return True
+    # With nan it is nan, which is in no range.
+    return _SMALLEST <= float(squares.amax()) <= _LARGEST
 
 
 def widened(x: Tensor) -> Tensor:
     """Half precision as float32: sums of products soon leave its range and precision."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def in_one_dtype(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes."""
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(dtype)

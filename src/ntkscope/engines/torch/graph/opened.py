@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ntkscope.engines.torch.errors import StructureError, first_line
+from ntkscope.engines.torch.errors import no_structure
 from ntkscope.engines.torch.graph.operators import (
     arguments_of,
+    drop_dead,
     name_of,
     on_meta,
     rearranges,
     splits,
 )
 from ntkscope.engines.torch.graph.pieces import Piece, pieces_of
-from ntkscope.engines.torch.graph.recorder import record
+from ntkscope.engines.torch.graph.recorder import Recording, record
 from ntkscope.engines.torch.rules import Rule, find_rule
 
 __all__ = ["Graph", "Use", "trace"]
@@ -62,9 +63,11 @@ class Graph:
         names: The parameters, in order.
         general: Those with a use that no rule knows.
         blocks: Name of the parameter that each block of parameters is a view of.
+        views: The operations that make each block of its parameter, in order.
         uses: The tapped uses.
         pieces: The parts of the state.
         why_general: For each of the general ones.
+        own_backward: Names of the autograd functions with a backward of their own, on the state's way.
     """
 
     graph: fx.Graph
@@ -75,6 +78,8 @@ class Graph:
     uses: tuple[Use, ...]
     pieces: tuple[Piece, ...]
     why_general: dict[str, str] = field(default_factory=dict)
+    views: dict[str, tuple[fx.Node, ...]] = field(default_factory=dict)
+    own_backward: tuple[str, ...] = ()
 
     @functools.cached_property
     def module(self) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
@@ -99,23 +104,21 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
         values = dict(zip(names, tensors[: len(names)], strict=True))
         return function(values, list(tensors[len(names) :]))
 
-    try:
-        graph, constants = record(flat, [*parameters.values(), *sample])
-    except StructureError:
-        raise
-    except Exception as error:
-        # Recording runs the user's code under torch's inner modes; whatever it raises means: no graph.
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise StructureError(f"the model cannot be traced ({reason})") from error
-    return _Opening(graph, constants, names).graph()
+    # As leaves, so that what forward differentiates, and whose backward is its own, can be told.
+    leaves = [value.detach().requires_grad_() for value in parameters.values()]
+    with no_structure("the model cannot be traced"):
+        graph = _Opening(record(flat, [*leaves, *sample]), names).graph()
+        # FX makes a program of it, which may fail as well.
+        _ = graph.module
+        return graph
 
 
 class _Opening:
     """The surgery: which parameters are used how, and the taps."""
 
-    def __init__(self, graph: fx.Graph, constants: nn.Module, names: tuple[str, ...]) -> None:
-        self._graph = graph
-        self._constants = constants
+    def __init__(self, recording: Recording, names: tuple[str, ...]) -> None:
+        self._recording = recording
+        self._graph = recording.graph
         self._names = names
         placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
         self._parameters = dict(zip(names, placeholders[: len(names)], strict=True))
@@ -126,6 +129,7 @@ class _Opening:
         """The opened graph."""
         blocks: dict[str, fx.Node] = {}
         owners: dict[str, str] = {}
+        views: dict[str, tuple[fx.Node, ...]] = {}
         for name, node in self._parameters.items():
             own = self._blocks(name, node)
             reason = next(filter(None, (self._refusal(block) for block in own.values())), "")
@@ -134,25 +138,28 @@ class _Opening:
                 continue
             blocks |= own
             owners |= dict.fromkeys(own, name)
+            views |= {block: _steps(node, place) for block, place in own.items()}
         uses, captured = self._tap(blocks)
         pieces, piece_nodes = pieces_of(self._graph)
         output = next(node for node in self._graph.nodes if node.op == "output")
         state = output.args[0]
         output.args = ((state, tuple(piece_nodes), tuple(captured)),)
-        self._graph.eliminate_dead_code()
+        drop_dead(self._graph)
         self._graph.lint()
         for node in self._graph.nodes:
             node.meta = _outline(node.meta.get("val"))
         general = tuple(name for name in self._names if name in self._why_general)
         return Graph(
             self._graph,
-            self._constants,
+            self._recording.constants,
             self._names,
             general,
             owners,
             tuple(uses),
             tuple(pieces),
             self._why_general,
+            views,
+            self._recording.own_backward,
         )
 
     def _blocks(self, name: str, node: fx.Node) -> dict[str, fx.Node]:
@@ -216,6 +223,15 @@ class _Opening:
         tapped.meta = dict(node.meta)
         node.replace_all_uses_with(tapped, delete_user_cb=lambda user: user is not tapped)
         return tap
+
+
+def _steps(parameter: fx.Node, block: fx.Node) -> tuple[fx.Node, ...]:
+    """The operations that lead from a parameter to a block of it."""
+    steps: list[fx.Node] = []
+    while block is not parameter:
+        steps.append(block)
+        block = block.all_input_nodes[0]
+    return tuple(reversed(steps))
 
 
 def _merge_equal_users(graph: fx.Graph, node: fx.Node) -> None:

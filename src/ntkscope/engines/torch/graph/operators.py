@@ -7,21 +7,26 @@ is answered here, so that nothing else lists operators by what they do to a tens
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Flag, auto
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
 
+from ntkscope.engines.torch.compat import OpOverload, name_of_operator, schema_arguments
+
 __all__ = [
     "OPERATORS",
     "Trait",
     "View",
     "arguments_of",
+    "bound_arguments",
+    "drop_dead",
     "expands",
     "is_move",
     "is_pointwise",
+    "is_random",
     "joins",
     "name_of",
     "on_meta",
@@ -92,19 +97,23 @@ def name_of(node: fx.Node) -> str:
     if node.target is operator.getitem:
         return "getitem"
     target = node.target
-    return target._schema.name.split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
+    return name_of_operator(target) if isinstance(target, OpOverload) else ""
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The operation's arguments by the names of its schema, defaults filled in."""
-    target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
+    return bound_arguments(node.target, node.args, node.kwargs)
+
+
+def bound_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an operator overload by the names of its schema, defaults filled in."""
+    assert isinstance(operation, OpOverload)
     bound = {}
-    for index, argument in enumerate(target._schema.arguments):
-        if index < len(node.args):
-            bound[argument.name] = node.args[index]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
+    for index, argument in enumerate(schema_arguments(operation)):
+        if index < len(args):
+            bound[argument.name] = args[index]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
         else:
             bound[argument.name] = argument.default_value
     return bound
@@ -156,9 +165,26 @@ def expands(node: fx.Node) -> bool:
 def is_pointwise(node: fx.Node) -> bool:
     """Whether every entry of the result depends on one entry of each argument."""
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(target, OpOverload):
         return False
     return torch.Tag.pointwise in target.tags and torch.Tag.nondeterministic_seeded not in target.tags
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether it draws random numbers: not what is dropped out with probability 0, or in evaluation."""
+    target = node.target
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    arguments = arguments_of(node)
+    unused = any(arguments.get(name) is False for name in ("train", "training"))
+    return not unused and not any(arguments.get(name) == 0 for name in ("p", "dropout_p", "dropout"))
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Takes out what nothing reads, random draws included: FX would keep these."""
+    for node in reversed(graph.nodes):
+        if node.op not in ("placeholder", "output") and not node.users:
+            graph.erase_node(node)
 
 
 # Views, with two axes more in front: probes and samples.

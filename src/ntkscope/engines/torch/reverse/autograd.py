@@ -24,6 +24,7 @@ class AutogradReverse:
         leaves: The inputs of the samples, samples first.
         dtype: The state's.
         device: The state's.
+        randomness: As vmap takes it.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class AutogradReverse:
         leaves: Sequence[Tensor],
         dtype: torch.dtype,
         device: torch.device,
+        randomness: str = "error",
     ) -> None:
         size = len(leaves[0])
         general = {
@@ -46,7 +48,9 @@ class AutogradReverse:
         axes += [0] * (len(leaves) + len(taps))
         # Recurrent layers are plain operations in the graph already.
         with torch.enable_grad(), differentiable_operations():
-            state, pieces, captured = vmap(graph.module, in_dims=tuple(axes))(*inputs, *leaves, *taps)
+            state, pieces, captured = vmap(graph.module, in_dims=tuple(axes), randomness=randomness)(
+                *inputs, *leaves, *taps
+            )
         self.state: Tensor = state
         self.captured = [value.detach() for value in captured]
         self._pieces: tuple[Tensor, ...] = pieces

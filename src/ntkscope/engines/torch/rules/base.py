@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
+from ntkscope.engines.torch.compat import OpOverload
 from ntkscope.engines.torch.gradients.factors import Factor
 
 __all__ = ["Arguments", "GradientFactor", "Rule", "add_rule", "find_rule", "rule_of"]
@@ -99,7 +99,7 @@ def add_rule(operation: Any, rule: Rule) -> None:
     Raises:
         TypeError: If ``operation`` is not an operator overload.
     """
-    if not isinstance(operation, torch._ops.OpOverload):
+    if not isinstance(operation, OpOverload):
         raise TypeError(
             f"a rule is for an operator overload such as torch.ops.mylib.scale.default, found {operation!r}; "
             "register the operation with torch.library.custom_op and pass its .default overload"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from ntkscope.engines.torch.errors import StructureError, first_line
+from ntkscope.engines.torch.compat import pytree
+from ntkscope.engines.torch.errors import StructureError, no_structure
 from ntkscope.engines.torch.state import StateFunction
 
 __all__ = ["BatchDim", "SampleAxes"]
@@ -48,14 +48,10 @@ class SampleAxes:
         if batch == 1:
             return cls(axes, 1, 0, tuple(function.output_shape) or (1,))
         one = cls(axes, batch, 0, ())
-        sample = [leaf for leaf, _ in one._batched(leaves, range(1))]
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                state = one.of_one_sample(function, function.parameters, [leaf[0] for leaf in sample])
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise StructureError(
-                f"the model does not run on a single sample ({first_line(error)})"
-            ) from error
+        with no_structure("the model does not run on a single sample"):
+            sample = [leaf[0] for leaf, _ in one._batched(leaves, range(1))]
+            with torch.random.fork_rng(devices=[]):
+                state = one.of_one_sample(function, function.parameters, sample)
         return cls(axes, batch, *_state_axis(function.output_shape, tuple(state.shape), batch))
 
     def _batched(self, leaves: list[Any], samples: range) -> list[tuple[Tensor, int]]:
@@ -70,15 +66,6 @@ class SampleAxes:
         """The inputs of some samples, each leaf with the samples as its first axis."""
         leaves, _ = pytree.tree_flatten(inputs)
         return [leaf for leaf, _ in self._batched(leaves, samples)]
-
-    def first(self, inputs: Any, samples: int) -> tuple[SampleAxes, Any]:
-        """The inputs of the first samples, and where these lie."""
-        leaves, spec = pytree.tree_flatten(inputs)
-        kept = [
-            leaf if axis is None else leaf.narrow(axis, 0, samples)
-            for leaf, axis in zip(leaves, self.inputs, strict=True)
-        ]
-        return replace(self, batch=samples), pytree.tree_unflatten(kept, spec)
 
     def of_one_sample(
         self, function: StateFunction, parameters: Mapping[str, Tensor], sample: list[Tensor]
@@ -158,7 +145,8 @@ def _size(leaf: Any, axis: int) -> int:
 
 
 def _has(leaf: Tensor, axis: int, batch: int) -> bool:
-    return -leaf.dim() <= axis < leaf.dim() and leaf.shape[axis] == batch
+    # A sparse tensor (an adjacency, say) cannot be taken apart.
+    return leaf.layout is torch.strided and -leaf.dim() <= axis < leaf.dim() and leaf.shape[axis] == batch
 
 
 def _state_axis(full: tuple[int, ...], single: tuple[int, ...], batch: int) -> tuple[int, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch.errors import StructureError, first_line
+from ntkscope.engines.torch.errors import StructureError, first_line, no_structure
 from ntkscope.engines.torch.graph.groups import (
     gradient_flops,
     groups_of,
@@ -24,12 +24,16 @@ from ntkscope.engines.torch.graph.pieces import Piece
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Portions, is_out_of_memory
 from ntkscope.engines.torch.reverse.pick import pick_reverse
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes
-from ntkscope.engines.torch.samples.check import check_structure
+from ntkscope.engines.torch.samples.check import Candidate, ValuesError, check_structure
 from ntkscope.engines.torch.samples.linearization import Linearization
+from ntkscope.engines.torch.samples.rounding import linearize_with_noise
 from ntkscope.engines.torch.state import StateFunction
 from ntkscope.operators.ledger import Ledger
 
 __all__ = ["SampleJacobian"]
+
+# So many samples are traced until a graph holds for all.
+_TRIED = 3
 
 
 class SampleJacobian:
@@ -63,17 +67,35 @@ class SampleJacobian:
         self.axes = SampleAxes.find(function, batch_dim)
         self.batch = self.axes.batch
         self.outputs = math.prod(self.axes.state_shape)
-        self.graph = self._trace()
-        self.groups = groups_of(self.graph)
-        self._portions = self._find_portions(budget)
-        self._reverse = pick_reverse(self.graph, runs_of(self.groups))
-        self._whole: Linearization | None = None
-        self._check()
         self.ledger = Ledger() if ledger is None else ledger
+        self._find_graph(budget)
 
-    def _trace(self) -> Graph:
+    def _find_graph(self, budget: int) -> None:
+        """The graph of the first sample, or of one for which that does not hold."""
+        sample, refusal = 0, None
+        for _ in range(_TRIED):
+            self._take(self._trace(sample), budget)
+            try:
+                return self._check()
+            except ValuesError as error:
+                refusal = refusal or error
+                if error.sample is None:
+                    break
+                sample = error.sample
+        assert refusal is not None
+        raise refusal
+
+    def _take(self, graph: Graph, budget: int) -> None:
+        self.graph = graph
+        self._whole: Linearization | None = None
+        with no_structure("the recorded graph cannot be used"):
+            self.groups = groups_of(self.graph)
+            self._portions = self._find_portions(budget)
+            self._reverse = pick_reverse(self.graph, runs_of(self.groups))
+
+    def _trace(self, number: int) -> Graph:
         function = self.function
-        sample = [leaf[0] for leaf in self.axes.split(function.inputs, range(1))]
+        sample = [leaf[0] for leaf in self.axes.split(function.inputs, range(number, number + 1))]
 
         def one(parameters: Mapping[str, Tensor], leaves: list[Tensor]) -> Tensor:
             state = self.axes.of_one_sample(function, parameters, leaves)
@@ -123,7 +145,7 @@ class SampleJacobian:
             batch=self.batch,
             sample=item * (3 * size.elements / self.batch + features),
             # Output gradients, general gradients, one group's work.
-            pair=item * (3 * tap_elements(self.graph) + self.general_size + work),
+            pair=item * max(1, 3 * tap_elements(self.graph) + self.general_size + work),
             piece=max((len(piece.entries) for piece in self.graph.pieces), default=1),
             operations=size.operations,
             budget=budget,
@@ -214,16 +236,24 @@ class SampleJacobian:
     def _check(self) -> None:
         """By the quickest reverse pass that agrees with the model; the last resort must."""
         while True:
+            at_once, _ = self._portions.of(1)
+            candidate = Candidate(self.function, self.axes, self.graph, self.linearize, self._with_noise)
             try:
-                at_once, _ = self._portions.of(1)
-                compared = min(self.batch, max(2, at_once))
-                return check_structure(self.function, self.axes, self.linearizations(at_once), compared)
+                return check_structure(candidate, self.linearizations(at_once))
+            except ValuesError:
+                raise
             except Exception as error:
                 fallback = self._reverse.given_up(first_line(error))
                 if fallback is None or is_out_of_memory(error):
                     raise
             # An operation that is not what its name says: what autograd says of it holds.
             self._reverse, self._whole = fallback, None
+
+    def _with_noise(self, samples: range) -> Linearization:
+        """As :meth:`linearize`, with every result off by rounding."""
+        function = self.function
+        leaves = self.axes.split(function.inputs, samples)
+        return linearize_with_noise(self.graph, self.groups, function.parameters, leaves, function.state)
 
 
 def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:

@@ -8,6 +8,7 @@ size n² is kept.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkscope.engines.torch.gradients.factors import Direct, Factor
-from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, take_half
 from ntkscope.engines.torch.probes import one_hot
@@ -51,6 +51,11 @@ class RowBlock:
 
 class BlockSource(Protocol):
     """The rows of one kernel's J, block by block."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The state's."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -96,6 +101,11 @@ class SampleRows:
         twin._cut(rows)
         return twin
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The state's."""
+        return self._jacobian.function.dtype
+
     def __len__(self) -> int:
         return len(self._plan)
 
@@ -139,6 +149,11 @@ class WholeRows:
         self._jacobian = jacobian
         self._rows = rows
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The state's."""
+        return self._jacobian.function.dtype
+
     def __len__(self) -> int:
         return -(-self._jacobian.shape[0] // self._rows)
 
@@ -148,7 +163,8 @@ class WholeRows:
         for number in range(start, stop):
             index = torch.arange(number * self._rows, min((number + 1) * self._rows, n))
             probes = one_hot(index, n, function.dtype, function.device)
-            yield RowBlock(index.unsqueeze(1), [Direct(self._jacobian.vjp(probes).unsqueeze(1))])
+            rows = Direct(self._jacobian.vjp(probes).unsqueeze(1))
+            yield RowBlock(index.unsqueeze(1), [rows.settled(n)])
 
 
 def kernel_inner_products(
@@ -171,10 +187,11 @@ def kernel_inner_products(
 
     def add(lefts: list[RowBlock], rights: list[RowBlock], weight: int) -> None:
         nonlocal done
-        tiles = [_tile(left, right) for left, right in zip(lefts, rights, strict=True)]
+        # Squares of entries leave the range of float32 long before these do.
+        tiles = [_tile(left, right).double() for left, right in zip(lefts, rights, strict=True)]
         for a, tile in enumerate(tiles):
             if weight == 1:
-                traces[a] += float(tile.flatten(0, 1).flatten(1).diagonal().sum(dtype=torch.float64))
+                traces[a] += float(tile.flatten(0, 1).flatten(1).diagonal().sum())
             for b in range(a + 1):
                 totals[a, b] += weight * _inner(tile, tiles[b])
         done += 1
@@ -198,12 +215,19 @@ def _in_step(sources: Sequence[BlockSource]) -> list[BlockSource]:
 
 
 def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> Tensor:
-    """K itself, shape (n, n)."""
+    """K itself, shape (n, n), in the state's dtype.
+
+    Raises:
+        ValueError: If an entry is beyond the range of that dtype.
+    """
     kernel: Tensor | None = None
+    largest = 0.0
     for panel, followers in _panels([source], budget):
         pairs = [(a[0], b[0]) for i, a in enumerate(panel) for b in panel[: i + 1]]
         for left, right in [*pairs, *((a[0], b[0]) for b in followers for a in panel)]:
-            tile = _tile(left, right).flatten(0, 1).flatten(1).to(left.factors[0].dtype)
+            exact = _tile(left, right).flatten(0, 1).flatten(1)
+            largest = max(largest, float(exact.abs().amax()))
+            tile = exact.to(source.dtype)
             if left is right:
                 # Symmetric to the last bit, as the other tiles make it.
                 tile = (tile + tile.T) / 2
@@ -212,7 +236,18 @@ def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> T
             kernel[rows.unsqueeze(1), columns] = tile
             kernel[columns.unsqueeze(1), rows] = tile.T
     assert kernel is not None
+    _check_range(largest, source.dtype)
     return kernel
+
+
+def _check_range(largest: float, dtype: torch.dtype) -> None:
+    limits = torch.finfo(dtype)
+    if largest == 0 or limits.tiny <= largest <= limits.max:
+        return
+    raise ValueError(
+        f"the largest entry of the kernel is {largest:.3g}, beyond the range of {dtype}; bring model and "
+        "inputs to a wider dtype (model.double()), or scale the state (outputs=)"
+    )
 
 
 def _panels(
@@ -237,13 +272,14 @@ def _side_by_side(sources: Sequence[BlockSource], start: int) -> Iterator[list[R
 
 def _tile(left: RowBlock, right: RowBlock) -> Tensor:
     """⟨J_i, J_j⟩ for the rows of two blocks: shape (k, B, k′, B′)."""
-    first = left.factors[0]
     shape = (*left.index.shape, *right.index.shape)
-    total = widened(torch.zeros(shape, dtype=first.dtype, device=first.device))
+    dtypes = [factor.dtype for factor in (*left.factors, *right.factors)]
+    dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    total = torch.zeros(shape, dtype=dtype, device=left.factors[0].device)
     for ours, theirs in zip(left.factors, right.factors, strict=True):
         ours.add_tile(theirs, total)
     return total
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum(dtype=torch.float64))
+    return float(torch.dot(a.reshape(-1), b.reshape(-1)))

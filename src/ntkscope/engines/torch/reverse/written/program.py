@@ -15,7 +15,14 @@ from typing import Any
 from torch import Tensor, fx
 
 from ntkscope.engines.torch.graph.opened import Graph
-from ntkscope.engines.torch.graph.operators import View, is_pointwise, name_of, unbound_axis, view_of
+from ntkscope.engines.torch.graph.operators import (
+    View,
+    drop_dead,
+    is_pointwise,
+    name_of,
+    unbound_axis,
+    view_of,
+)
 from ntkscope.engines.torch.reverse.written.layout import Layout, Reach, SplitOutput
 from ntkscope.engines.torch.reverse.written.pointwise import (
     FusedPointwise,
@@ -215,5 +222,5 @@ def _without_taps(
         tap = next((n for n in node.all_input_nodes if n in taps), None)
         copies[node] = copies[node.args[0]] if tap is not None else graph.node_copy(node, copies.__getitem__)
     graph.output(fx.map_arg(results, copies.__getitem__))
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     return fx.GraphModule(opened.constants, graph)

@@ -1,0 +1,113 @@
+"""The tensors that a recording has seen, found again by identity, or by memory if they are other objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ntkscope.engines.torch.compat import is_wrapped
+from ntkscope.engines.torch.errors import StructureError
+
+__all__ = ["KnownTensors"]
+
+
+class KnownTensors:
+    """Which node computed a tensor.
+
+    A tensor that comes back as another object (one that autograd saved, ``.data``, a NumPy view) is
+    found by its memory: storage, offset, shape and strides.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, fx.Node] = {}
+        # Values are kept alive, so that no two of them ever have the same id.
+        self._values: list[Tensor] = []
+        self._by_memory: dict[Any, list[Tensor]] = {}
+        self._versions: dict[int, int] = {}
+        self._stale: set[int] = set()
+        self._constants: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def remember(self, value: Tensor, node: fx.Node, *, constant: bool = False) -> None:
+        """Notes that a node computed this value.
+
+        Args:
+            value: The tensor.
+            node: Its node.
+            constant: Whether it came from outside.
+        """
+        node.meta["val"] = value
+        self._nodes[id(value)] = node
+        self._values.append(value)
+        self._versions[id(value)] = _version(value)
+        self._stale.discard(id(value))
+        if constant:
+            self._constants.add(id(value))
+        relatives = self._by_memory.setdefault(_memory(value), [])
+        if all(relative is not value for relative in relatives):
+            relatives.append(value)
+
+    def overwrite(self, value: Tensor, node: fx.Node) -> None:
+        """Notes that a node computed what was written into this tensor; its views are stale from here."""
+        relatives = self._by_memory.get(_memory(value), [])
+        self._stale |= {id(relative) for relative in relatives if relative is not value}
+        self._constants.discard(id(value))
+        self.remember(value, node)
+
+    def find(self, value: Tensor) -> tuple[fx.Node, bool] | None:
+        """The node that computed a value, and whether the value that it had then has a history.
+
+        Returns:
+            ``None`` if the value came from outside of the recording.
+
+        Raises:
+            StructureError: If it is known that it did not, but not which node computed it.
+        """
+        if id(value) in self._stale:
+            raise StructureError("the model writes in place into a part of a tensor")
+        node = self._nodes.get(id(value))
+        if node is not None:
+            if self._versions[id(value)] != _version(value):
+                raise StructureError("the model writes in place by a path that is not recorded")
+            return node, False
+        if is_wrapped(value):
+            raise StructureError("the model uses torch.func inside its forward pass")
+        relatives = self._by_memory.get(_memory(value), [])
+        same = [one for one in relatives if id(one) not in self._stale and _same_place(one, value)]
+        for one in sorted(same, key=lambda one: one.requires_grad != value.requires_grad):
+            if not value.requires_grad or (one.requires_grad and one.grad_fn is value.grad_fn):
+                return self._nodes[id(one)], one.requires_grad
+        if value.grad_fn is not None:
+            raise StructureError(
+                "the model uses a tensor with a history of its own, as one that was kept from an earlier pass"
+            )
+        if any(id(one) not in self._constants for one in relatives):
+            raise StructureError("the model reads a tensor's memory by a path that is not recorded")
+        return None
+
+
+def _memory(value: Tensor) -> Any:
+    """The same for tensors in one storage."""
+    if value.layout is not torch.strided or is_wrapped(value):
+        return ("object", id(value))
+    pointer = value.untyped_storage().data_ptr()
+    return (value.device, pointer) if pointer else ("empty", id(value))
+
+
+def _same_place(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors in one storage are the same numbers."""
+    return (
+        first.shape == second.shape
+        and first.dtype == second.dtype
+        and first.stride() == second.stride()
+        and first.storage_offset() == second.storage_offset()
+        and (first.is_conj(), first.is_neg()) == (second.is_conj(), second.is_neg())
+    )
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version

@@ -1,0 +1,183 @@
+"""Gradients of every sample for probes that are added to, and their inner products around a ring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ntkscope.engines.torch.gradients.factors import Direct, Factor, Outer
+from ntkscope.engines.torch.gradients.sides import Features, Lookup, widened
+from ntkscope.engines.torch.graph.groups import Group
+from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.operators.space import Small
+
+__all__ = ["ProbedGradients"]
+
+
+class ProbedGradients:
+    """J_bᵀz_{b,i} of every sample b for a few probes i, kept by parameter group.
+
+    Args:
+        jacobian: The samples.
+    """
+
+    def __init__(self, jacobian: SampleJacobian) -> None:
+        self._jacobian = jacobian
+        self._parts: list[tuple[range, dict[Group, Factor]]] = []
+        self._probes = 0
+
+    @property
+    def batch(self) -> int:
+        """B, the number of samples."""
+        return self._jacobian.batch
+
+    @property
+    def size(self) -> int:
+        """N, the size of the state."""
+        return self._jacobian.batch * self._jacobian.outputs
+
+    @property
+    def epsilon(self) -> float:
+        """Relative rounding error of the products."""
+        return float(torch.finfo(self._jacobian.function.dtype).eps)
+
+    def add(self, signs: NDArray[np.int8]) -> None:
+        """More probes, of shape (n, k)."""
+        jacobian = self._jacobian
+        function = jacobian.function
+        z = jacobian.axes.to_samples(torch.from_numpy(signs.T).to(function.device, function.dtype))
+        fresh = [
+            (
+                part,
+                {
+                    g.group: g.factor.settled(_partners(self.batch))
+                    for g in linear.pull(z[:, part.start : part.stop])
+                },
+            )
+            for part, linear in jacobian.linearizations(jacobian.batch)
+        ]
+        self._parts = fresh if not self._parts else _joined(self._parts, fresh)
+        self._probes += signs.shape[1]
+        jacobian.ledger.add(vjps=signs.shape[1])
+
+    def ring(
+        self, order: NDArray[np.int64], block: int, offsets: Sequence[int], room: int
+    ) -> Iterator[tuple[int, int, Small]]:
+        """Inner products around the ring, as :meth:`ntkscope.runs.ring.ProbedSamples.ring`."""
+        ((_, factors),) = self._parts
+        blocks, probes = -(-self.batch // block), self._probes
+        step = max(1, room // (block * probes) ** 2)
+        first = next(iter(factors.values()), None)
+        index = torch.as_tensor(order, device=None if first is None else first.device)
+        cuts = [_cut_factor(factor, index, block) for factor in factors.values()]
+        for offset in offsets:
+            for start in range(0, blocks, step):
+                count = min(step, blocks - start)
+                shape = (count, block, probes, block, probes)
+                if first is None:
+                    yield offset, start, np.zeros(shape)
+                    continue
+                total = widened(torch.zeros(shape, dtype=first.dtype, device=first.device))
+                for cut in cuts:
+                    cut.add(start, offset, total)
+                yield offset, start, total.to("cpu", torch.float64).numpy()
+
+
+def _partners(batch: int) -> int:
+    """With so many rows every row is multiplied, about."""
+    return min(batch, 64) * 4
+
+
+def _joined(
+    old: list[tuple[range, dict[Group, Factor]]], new: list[tuple[range, dict[Group, Factor]]]
+) -> list[tuple[range, dict[Group, Factor]]]:
+    """The probes of both, one after the other."""
+    parts = []
+    for (part, ours), (_, theirs) in zip(old, new, strict=True):
+        joined: dict[Group, Factor] = {}
+        for group, factor in ours.items():
+            other = theirs[group]
+            if isinstance(factor, Outer) and isinstance(other, Outer):
+                both = torch.cat([factor.probe_side, other.probe_side])
+                joined[group] = Outer(both, factor.sample_side, factor.transposed)
+            else:
+                joined[group] = Direct(torch.cat([factor.rows(), other.rows()]))
+        parts.append((part, joined))
+    return parts
+
+
+def _cut(x: Tensor, index: Tensor, block: int) -> Tensor:
+    """Samples first (B, ...), in an order, in blocks: (nb, q, ...), the last one filled up with zeros."""
+    x = x[index]
+    missing = -len(x) % block
+    if missing:
+        x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+    return x.unflatten(0, (-1, block))
+
+
+def _around(x: Tensor, start: int, count: int) -> Tensor:
+    """So many blocks from ``start`` on; after the last one comes the first."""
+    start %= len(x)
+    if start + count <= len(x):
+        return x[start : start + count]
+    return torch.cat([x[start:], x[: start + count - len(x)]])
+
+
+def _products(x: Tensor, start: int, count: int, offset: int) -> Tensor:
+    """Of so many blocks with those at an offset from them."""
+    return x[start : start + count] @ _around(x, start + offset, count).mT
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Formed gradients in blocks, shape (nb, q·k, P)."""
+
+    values: Tensor
+
+    def add(self, start: int, offset: int, total: Tensor) -> None:
+        """Adds the products of some blocks with those at an offset."""
+        total += _products(self.values, start, len(total), offset).reshape(total.shape)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Outer products in blocks: δ of shape (nb, g, q·k·T, O), a of shape (nb, g, q·T, I), or words."""
+
+    delta: Tensor
+    sample: Tensor
+    is_lookup: bool
+    positions: int
+
+    def add(self, start: int, offset: int, total: Tensor) -> None:
+        """Adds (δ·δ')(a·a') of some blocks, summed over groups and positions."""
+        blocks, size, probes = total.shape[:3]
+        groups, positions = self.delta.shape[1], self.positions
+        deltas = _products(self.delta, start, blocks, offset)
+        deltas = deltas.reshape(blocks, groups, size, probes, positions, size, probes, positions)
+        if self.is_lookup:
+            words, other = self.sample[start : start + blocks], _around(self.sample, start + offset, blocks)
+            grams = (words[:, :, None] == other[:, None, :]).to(deltas.dtype).unsqueeze(1)
+        else:
+            grams = _products(self.sample, start, blocks, offset)
+        grams = grams.reshape(blocks, -1, size, 1, positions, size, 1, positions)
+        if groups == positions == 1:
+            total.addcmul_(deltas[:, 0, :, :, 0, :, :, 0], grams[:, 0, :, :, 0, :, :, 0].expand_as(total))
+        else:
+            total += deltas.mul_(grams).sum((1, 4, 7))
+
+
+def _cut_factor(factor: Factor, index: Tensor, block: int) -> _Rows | _Sides:
+    if not isinstance(factor, Outer):
+        return _Rows(_cut(widened(factor.rows()).transpose(0, 1), index, block).flatten(1, 2))
+    delta = _cut(widened(factor.probe_side).transpose(0, 1), index, block).movedim(3, 1).flatten(2, 4)
+    side, positions = factor.sample_side, factor.probe_side.shape[3]
+    if isinstance(side, Lookup):
+        return _Sides(delta.contiguous(), _cut(side.index, index, block).flatten(1), True, positions)
+    assert isinstance(side, Features)
+    sample = _cut(widened(side.values), index, block).movedim(2, 1).flatten(2, 3)
+    return _Sides(delta.contiguous(), sample.contiguous(), False, positions)
