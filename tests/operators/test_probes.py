@@ -72,7 +72,11 @@ def test_sphere_probes_do_not_depend_on_how_they_are_drawn() -> None:
 
 def test_sphere_probes_are_the_same_numbers_for_ever() -> None:
     found = sphere_probes(3, 4, 6, seed=7, stream=3)
-    expected = [[-0.5433307546191946, 1.5000178028991222], [-0.12205539210865536, -0.5499281677757393], [1.6400896842374622, 0.6689735430288019]]
+    expected = [
+        [-0.5433307546191946, 1.5000178028991222],
+        [-0.12205539210865536, -0.5499281677757393],
+        [1.6400896842374622, 0.6689735430288019],
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
