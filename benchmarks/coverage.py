@@ -25,7 +25,7 @@ from benchmarks.timing import machine
 from ntkscope import estimators
 from ntkscope.metrics import METRICS, evaluate, kernels_of, moments_of
 from ntkscope.operators.composed import ProductMap, as_map
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import random_signs, sphere_probes
 from ntkscope.progress import ProgressListener
 from ntkscope.runs import nystrom, residuals
 from ntkscope.runs.gram import GramRun
@@ -45,7 +45,7 @@ FOLDER = Path("results/estimators")
 
 
 class Dense:
-    """A dense kernel as a map that remembers the products of the signs, which methods share."""
+    """A dense kernel as a map that remembers the products of the probes, which methods share."""
 
     def __init__(self, dense):
         self.dense = np.ascontiguousarray(dense, dtype=np.float64)
@@ -64,11 +64,11 @@ class Dense:
         """J, for what needs reverse mode alone."""
         return Reverse(self)
 
-    def signs(self, start, stop, *, seed, stream):
-        return _signs(self.shape[0], start, stop, seed, stream)
+    def probes(self, start, stop, *, seed, stream):
+        return _probes(self.shape[0], start, stop, seed, stream)
 
     def apply(self, block):
-        if id(block) not in _SHARED_SIGNS:
+        if id(block) not in _SHARED_PROBES:
             return self._map.apply(block)
         if id(block) not in self._products:
             if len(self._products) > 8:
@@ -80,16 +80,16 @@ class Dense:
         return self.apply(block)
 
 
-_SHARED_SIGNS: dict[int, object] = {}
+_SHARED_PROBES: dict[int, object] = {}
 
 
 @functools.lru_cache(maxsize=8)
-def _signs(size, start, stop, seed, stream):
-    block = random_signs(size, start, stop, seed=seed, stream=stream).astype(np.float64)
+def _probes(size, start, stop, seed, stream):
+    block = sphere_probes(size, start, stop, seed=seed, stream=stream)
     if stream == 0:
-        _SHARED_SIGNS[id(block)] = block
-        while len(_SHARED_SIGNS) > 8:
-            _SHARED_SIGNS.pop(next(iter(_SHARED_SIGNS)))
+        _SHARED_PROBES[id(block)] = block
+        while len(_SHARED_PROBES) > 8:
+            _SHARED_PROBES.pop(next(iter(_SHARED_PROBES)))
     return block
 
 
@@ -98,7 +98,7 @@ class Reverse:
 
     def __init__(self, kernel):
         self._kernel = kernel
-        self.shape, self.epsilon, self.signs = kernel.shape, kernel.epsilon, kernel.signs
+        self.shape, self.epsilon, self.probes = kernel.shape, kernel.epsilon, kernel.probes
 
     @property
     def ledgers(self):

@@ -39,6 +39,18 @@ def in_order(values: list[Any], order: tuple[Any, ...]) -> list[Any]:
 
 KERNELS = ("mlp", "mnist", "gru", "flat", "polynomial", "slow", "fast", "step", "deep step")
 METRICS = ("trace", "frobenius_norm", "effective_rank", "inner_product", "alignment")
+TAIL_METHODS = (
+    "auto",
+    "xnystrace",
+    "xtrace",
+    "sketch",
+    "nystrom",
+    "hutch++",
+    "hutchinson",
+    "rhutch",
+    "fhutch",
+    "gram",
+)
 METHODS = ("hutchinson", "per-sample", "hutch++", "xtrace", "sketch", "xnystrace", "nystrom", "gram")
 
 
@@ -165,6 +177,41 @@ def times() -> str:
     return markdown(["way", "", "seconds, median (quartiles)", "times faster"], lines)
 
 
+def heavy() -> str:
+    rows = [row for row in rows_of("heavy_tails") if row["products"] == "rtol"]
+    kernels = ("log-normal", "outlier", "two outputs", "three active")
+    lines = []
+    for metric in METRICS:
+        of_metric = [row for row in rows if row["metric"] == metric]
+        for method in in_order([row["method"] for row in of_metric], TAIL_METHODS):
+            found = {row["kernel"]: row for row in of_metric if row["method"] == method}
+            cells = [
+                f"{100 * row['over2']:.2g}% {row['over5']} ({row['spent']:,.0f})" if row else "–"
+                for row in map(found.get, kernels)
+            ]
+            seeds = min(row["seeds"] for row in found.values())
+            lines.append([words(metric), method, *cells, str(seeds)])
+    return markdown(["metric", "method", *kernels, "seeds"], lines)
+
+
+def near() -> str:
+    rows = [row for row in rows_of("heavy_tails") if row["products"] != "rtol"]
+    sizes = sorted({int(row["kernel"][2:]) for row in rows})
+    lines = []
+    for metric in METRICS:
+        of_metric = [row for row in rows if row["metric"] == metric]
+        for method in in_order([row["method"] for row in of_metric], TAIL_METHODS):
+            found = {
+                (int(row["kernel"][2:]), row["products"]): row["covered"]
+                for row in of_metric
+                if row["method"] == method
+            }
+            cells = [f"{percent(found.get((n, n - 1)))} {percent(found.get((n, n // 2)))}" for n in sizes]
+            seeds = min(row["seeds"] for row in of_metric)
+            lines.append([words(metric), method, *cells, str(seeds)])
+    return markdown(["metric", "method", *(f"n = {n}" for n in sizes), "seeds"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "spectra": spectra,
     "flat": flat,
@@ -172,6 +219,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tolerance": tolerance,
     "products": products,
     "times": times,
+    "heavy": heavy,
+    "near": near,
 }
 
 _MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)

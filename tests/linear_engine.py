@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ntkscope.engines.base import Directions, Machine, Refusal, Sizes
 from ntkscope.operators.arrays import ArrayBlocks
 from ntkscope.operators.ledger import Ledger
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 
 __all__ = ["ENGINE", "Layer", "LinearEngine", "accepts", "make"]
 
@@ -68,8 +68,8 @@ class _LayerMap(ArrayBlocks):
         turned = {"forward": "reverse", "reverse": "forward", "kernel": "kernel"}
         return _LayerMap(self._engine, turned[self._kind])
 
-    def signs(self, start: int, stop: int, *, seed: int, stream: int) -> Array:
-        return self.from_numpy(random_signs(self.shape[1], start, stop, seed=seed, stream=stream))
+    def probes(self, start: int, stop: int, *, seed: int, stream: int) -> Array:
+        return self.from_numpy(sphere_probes(self.shape[1], start, stop, seed=seed, stream=stream))
 
     def identity(self, start: int, stop: int) -> Array:
         return self.from_numpy(np.eye(self.shape[1])[:, start:stop])
@@ -208,9 +208,11 @@ class LinearSamples:
     def direction_size(self) -> int:
         return self.slopes.shape[1] * self.inputs.shape[1]
 
-    def squares(self, signs: NDArray[np.int8]) -> Array:
-        self.ledger.add(vjps=signs.shape[1])
-        delta = self.slopes[..., None] * signs.reshape(*self.slopes.shape, -1)
+    def squares(self, probes: Array) -> Array:
+        self.ledger.add(vjps=probes.shape[1])
+        rows = probes.reshape(*self.slopes.shape, -1)
+        rows = rows * np.sqrt(self.outputs / np.sum(rows**2, axis=1, keepdims=True))
+        delta = self.slopes[..., None] * rows
         return (np.sum(delta**2, axis=1) * self._lengths()[:, None]).T
 
     def forward_squares(self, count: int, directions: Directions) -> Array:

@@ -184,7 +184,7 @@ def test_intervals_cover(metric, method):
 def test_the_same_check_finds_error_bars_too_small(monkeypatch):
     """The spread of leave-one-out samples alone is no error bar."""
     monkeypatch.setattr(
-        moments, "_with_shared_probes", lambda summary, *_: (summary.stderr, summary.degrees_of_freedom)
+        moments, "with_shared_probes", lambda summary, *_: (summary.stderr, summary.degrees_of_freedom)
     )
     assert coverage("frobenius_norm", "sketch") < 0.9
 

@@ -237,7 +237,7 @@ def test_the_check_rejects_a_broken_estimator(
 def test_per_sample_noise_is_that_of_the_diagonal_blocks(small_kernel: NTK) -> None:
     kernel = small_kernel.to_dense().numpy()
     blocks = [kernel[5 * b : 5 * b + 5, 5 * b : 5 * b + 5] for b in range(24)]
-    variance = 2 * (sum((block**2).sum() for block in blocks) - (np.diag(kernel) ** 2).sum())
+    variance = 2 * 5 / 7 * sum((block**2).sum() - np.trace(block) ** 2 / 5 for block in blocks)
     samples = small_kernel.trace(method="per-sample", products=2000).samples
     assert samples is not None
     assert np.var(samples, ddof=1) == pytest.approx(variance, rel=0.15)

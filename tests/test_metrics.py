@@ -12,7 +12,8 @@ import torch
 
 from ntkscope import NTK, Cost, Estimate, Measurement, Measurements, estimators, measure_all
 from ntkscope.metrics import METRICS, STANDARD, evaluate, kernels_of, moments_of
-from ntkscope.runs.moments import IndependentMoments, Moments, MomentSource, TraceFromElsewhere
+from ntkscope.runs.moments import Moments, MomentSource
+from ntkscope.runs.sources import IndependentMoments, TraceFromElsewhere
 from ntkscope.ways.table import methods_of
 
 # One line each: of one kernel, and of two.

@@ -15,7 +15,8 @@ from ntkscope.progress import ProgressListener, progress_bar
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.runs.drive import Run, drive
 from ntkscope.runs.group import Fixed, GroupRun, MappedRun, Priced
-from ntkscope.runs.moments import MomentSource, TraceFromElsewhere
+from ntkscope.runs.moments import MomentSource
+from ntkscope.runs.sources import TraceFromElsewhere
 from ntkscope.settings import DEFAULT_RTOL, Options
 from ntkscope.ways.base import Problem, Start, Way, per_sample_of
 from ntkscope.ways.per_sample import PerSample, PerSampleForward

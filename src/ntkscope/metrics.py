@@ -29,6 +29,9 @@ METRICS: dict[str, Powers] = {
 #: What is measured together where nothing else is asked for.
 STANDARD = ("trace", "frobenius_norm", "effective_rank", "alignment")
 
+#: Where a metric lies for certain: the nearest number there is no further from the truth.
+_RANGES = {"effective_rank": (1.0, math.inf), "alignment": (-1.0, 1.0)}
+
 #: A metric and the kernels that it is of, by their numbers.
 Wanted: TypeAlias = tuple[str, tuple[int, ...]]
 
@@ -96,9 +99,10 @@ def evaluate(
         note = "the squared norm came out negative; spend more products"
         return dataclasses.replace(blank, value=0.0, note=note)
     found = source.monomial(powers)
+    low, high = _RANGES.get(metric, (-math.inf, math.inf))
     return dataclasses.replace(
         blank,
-        value=found.summary.value,
+        value=min(max(found.summary.value, low), high),
         stderr=found.summary.stderr,
         method=_method(method, found.source),
         samples=found.samples,

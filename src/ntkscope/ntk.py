@@ -249,7 +249,7 @@ class NTK:
 
         Args:
             method: ``"exact"``: one-hot probes, s a sample where samples are independent (s outputs a
-                sample), else n VJPs or p JVPs. ``"per-sample"``: random signs for every sample on its
+                sample), else n VJPs or p JVPs. ``"per-sample"``: random probes for every sample on its
                 own, one batched VJP a probe. ``"per-sample-forward"``: its twin in forward mode, with random
                 parameter directions for every sample. ``"hutch++"``, ``"rhutch"`` (reverse mode alone),
                 ``"fhutch"`` (forward mode alone): arXiv 2511.10796. ``"auto"``: the cheapest way to the

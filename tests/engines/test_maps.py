@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap, ReverseMap
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.operators.space import Map
 from zoo import BY_NAME
 
@@ -31,18 +31,18 @@ def test_products(pair: tuple[Map, torch.Tensor]) -> None:
     torch.testing.assert_close(operator.apply(block), matrix @ block, rtol=1e-9, atol=1e-9)
 
 
-def test_identity_and_signs(pair: tuple[Map, torch.Tensor]) -> None:
+def test_identity_and_probes(pair: tuple[Map, torch.Tensor]) -> None:
     operator, matrix = pair
     columns = matrix.shape[1]
     torch.testing.assert_close(operator.identity(2, 5), torch.eye(columns, dtype=torch.float64)[:, 2:5])
-    signs = operator.signs(3, 7, seed=1, stream=2)
-    assert signs.dtype == torch.float64
-    assert np.array_equal(signs.numpy(), random_signs(columns, 3, 7, seed=1, stream=2))
+    probes = operator.probes(3, 7, seed=1, stream=2)
+    assert probes.dtype == torch.float64
+    assert np.array_equal(probes.numpy(), sphere_probes(columns, 3, 7, seed=1, stream=2))
 
 
 def test_grams_are_in_float64_whatever_the_dtype() -> None:
     operator = KernelMap(BY_NAME["mlp"].ntk(dtype=torch.bfloat16).engine.jacobian)
-    block = torch.full((12, 2), 1.5, dtype=torch.bfloat16)
+    block = torch.full((12, 2), 1.5)
     assert operator.gram(block, block).dtype == np.float64
     assert operator.inner(block, block).tolist() == [27.0, 27.0]
     assert operator.epsilon == torch.finfo(torch.bfloat16).eps
@@ -53,6 +53,6 @@ def test_grams_are_in_float64_whatever_the_dtype() -> None:
 )
 def test_costs(kind: type, expected: tuple[int, int, int]) -> None:
     operator = kind(BY_NAME["mlp"].ntk().engine.jacobian)
-    operator.apply(operator.signs(0, 4, seed=0, stream=0))
+    operator.apply(operator.probes(0, 4, seed=0, stream=0))
     (ledger,) = operator.ledgers
     assert (ledger.products, ledger.vjps, ledger.jvps) == expected

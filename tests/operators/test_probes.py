@@ -1,4 +1,4 @@
-"""Random signs: column j depends on (seed, stream, j) and on nothing else."""
+"""Random probes: column j depends on (seed, stream, j) and on nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import random_signs, sphere_probes
 
 
 def test_columns_do_not_depend_on_how_they_are_drawn() -> None:
@@ -58,3 +58,60 @@ def test_negative_arguments_are_refused(bad: dict[str, int]) -> None:
         random_signs(4, 0, 1, **bad)
     with pytest.raises(ValueError, match="must not be negative"):
         random_signs(4, -1, 1, seed=0)
+
+
+# Probes on the sphere.
+
+
+def test_sphere_probes_do_not_depend_on_how_they_are_drawn() -> None:
+    whole = sphere_probes(100, 0, 9, seed=3, stream=1)
+    parts = [sphere_probes(100, i, j, seed=3, stream=1) for i, j in ((0, 2), (2, 3), (3, 9))]
+    assert np.array_equal(whole, np.concatenate(parts, axis=1))
+    assert sphere_probes(5, 2, 2, seed=0).shape == (5, 0)
+
+
+def test_sphere_probes_are_the_same_numbers_for_ever() -> None:
+    found = sphere_probes(3, 4, 6, seed=7, stream=3)
+    expected = [
+        [-0.5433307546191946, 1.5000178028991222],
+        [-0.12205539210865536, -0.5499281677757393],
+        [1.6400896842374622, 0.6689735430288019],
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_they_lie_on_the_sphere(size: int) -> None:
+    probes = sphere_probes(size, 0, 50, seed=1)
+    np.testing.assert_allclose(np.sum(probes**2, axis=0), size, rtol=1e-12)
+    if size == 1:
+        np.testing.assert_allclose(np.abs(probes), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"stream": 1}, {"start": 50, "stop": 90}], ids=str)
+def test_sphere_probes_of_other_seeds_streams_and_columns_are_independent(other: dict[str, int]) -> None:
+    base = {"seed": 0, "stream": 0, "start": 0, "stop": 40}
+    a, b = sphere_probes(2000, **base), sphere_probes(2000, **(base | other))
+    correlation = a.T @ b / np.sqrt(2000)
+    assert abs(correlation).max() < 5.5
+    assert np.mean(correlation**2) == pytest.approx(1, abs=0.15)
+
+
+def test_no_coordinates_repeat_a_pattern() -> None:
+    """Signs on two coordinates have two patterns; points on a sphere never meet again."""
+    signs = random_signs(500, 0, 20, seed=0)[[3, 7]]
+    probes = sphere_probes(500, 0, 20, seed=0)[[3, 7]]
+    assert len(np.unique(signs[0] * signs[1])) == 2
+    assert len(np.unique((probes[0] * probes[1]).round(9))) == 20
+
+
+def test_moments_are_those_of_the_uniform_law() -> None:
+    probes = sphere_probes(4, 0, 20_000, seed=5)
+    np.testing.assert_allclose(probes @ probes.T / 20_000, np.eye(4), atol=0.04)
+    # E ω₁⁴ = 3n/(n + 2).
+    np.testing.assert_allclose(np.mean(probes**4, axis=1), 2, atol=0.07)
+
+
+def test_negative_arguments_of_sphere_probes_are_refused() -> None:
+    with pytest.raises(ValueError, match="must not be negative, found"):
+        sphere_probes(4, 0, 1, seed=-1)

@@ -3,7 +3,7 @@ import pytest
 
 import naive
 from ntkscope import estimators
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.runs.statistics import jackknife
 from spectra import kernel, spectrum
 
@@ -29,20 +29,20 @@ def pair():
 
 
 def test_equals_the_means_over_pairs(pair):
-    signs = random_signs(N, 0, 15, seed=3).astype(float)
+    probes = sphere_probes(N, 0, 15, seed=3)
     dense = [operator.jacobian @ operator.jacobian.T for operator in pair]
     found = estimators.inner_product(*pair, "gram", products=30, seed=3)
-    assert found.value == pytest.approx(naive.gram(*dense, signs), rel=1e-12)
+    assert found.value == pytest.approx(naive.gram(*dense, probes), rel=1e-12)
     assert found.cost.products == 30
     trace = estimators.trace(pair[0], "gram", products=15, seed=3)
-    assert trace.value == pytest.approx(naive.hutchinson(dense[0], signs), rel=1e-12)
+    assert trace.value == pytest.approx(naive.hutchinson(dense[0], probes), rel=1e-12)
 
 
 def test_error_is_nearly_the_jackknife(pair):
     found = estimators.inner_product(*pair, "gram", products=24, seed=3)
-    signs = random_signs(N, 0, 12, seed=3).astype(float)
+    probes = sphere_probes(N, 0, 12, seed=3)
     dense = [operator.jacobian @ operator.jacobian.T for operator in pair]
-    expected = jackknife(lambda rows: naive.gram(*dense, rows.T), signs.T)
+    expected = jackknife(lambda rows: naive.gram(*dense, rows.T), probes.T)
     # The jackknife, less at most the half of its square that it counts twice.
     assert expected.stderr * 0.7 < found.stderr < expected.stderr
 
@@ -57,9 +57,9 @@ def test_error_bars_match_the_spread(pair):
 def test_one_mode_alone(pair, method, exact_at):
     J = pair[0].jacobian
     factor = J.T if method == "rhutch" else J
-    signs = random_signs(factor.shape[1], 0, 10, seed=1).astype(float)
+    probes = sphere_probes(factor.shape[1], 0, 10, seed=1)
     found = estimators.trace(pair[0], method, products=10, seed=1)
-    assert found.value == pytest.approx(np.mean(np.sum((factor @ signs) ** 2, axis=0)), rel=1e-12)
+    assert found.value == pytest.approx(np.mean(np.sum((factor @ probes) ** 2, axis=0)), rel=1e-12)
     exact = estimators.trace(pair[0], method, products=exact_at)
     assert exact.value == pytest.approx(np.sum(J**2), rel=1e-12)
     assert (exact.stderr, exact.method, exact.cost.products) == (0, "exact", exact_at)

@@ -4,36 +4,37 @@ import pytest
 from naive import hutch_plus_plus
 from ntkscope import estimators
 from ntkscope.operators.composed import as_map
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.runs.hutchpp import HutchPlusPlusRun
 from spectra import kernel, low_rank, spectrum
 
 N = 120
 
 
-def signs(count, stream, seed=5):
-    return random_signs(N, 0, count, seed=seed, stream=stream).astype(float)
+def probes(count, stream, seed=5):
+    return sphere_probes(N, 0, count, seed=seed, stream=stream)
 
 
 @pytest.mark.parametrize("name", ["flat", "polynomial", "slow", "step"])
 def test_equals_the_paper(name):
     K = kernel(spectrum(name, N))
     found = estimators.trace(K, "hutch++", products=36, seed=5)
-    assert found.value == pytest.approx(hutch_plus_plus(K, signs(8, 0), signs(20, 1)), rel=1e-10)
+    assert found.value == pytest.approx(hutch_plus_plus(K, probes(8, 0), probes(20, 1)), rel=1e-10)
     assert found.cost.products == 36
 
 
 def test_norm_alignment_and_effective_rank_equal_separate_runs():
     A, B = kernel(spectrum("slow", N)), kernel(spectrum("polynomial", N), seed=1)
     runs = [
-        hutch_plus_plus(M, signs(8, 2 * i), signs(20, 2 * i + 1)) for i, M in enumerate((A @ A, A @ B, B @ B))
+        hutch_plus_plus(M, probes(8, 2 * i), probes(20, 2 * i + 1))
+        for i, M in enumerate((A @ A, A @ B, B @ B))
     ]
     found = estimators.alignment(A, B, "hutch++", products=216, seed=5)
     assert found.value == pytest.approx(runs[1] / np.sqrt(runs[0] * runs[2]), rel=1e-10)
     assert found.cost.products == 216
     trace, square = (
-        hutch_plus_plus(A, signs(8, 0), signs(20, 1)),
-        hutch_plus_plus(A @ A, signs(8, 2), signs(20, 3)),
+        hutch_plus_plus(A, probes(8, 0), probes(20, 1)),
+        hutch_plus_plus(A @ A, probes(8, 2), probes(20, 3)),
     )
     found = estimators.effective_rank(A, "hutch++", products=108, seed=5)
     assert found.value == pytest.approx(trace**2 / square, rel=1e-10)
@@ -67,7 +68,7 @@ def test_growth_in_steps_changes_nothing():
 
 
 def test_a_multiple_of_the_identity_is_known_exactly():
-    # As plain Hutchinson with signs knows it: the projection must not make the probes' lengths random.
+    # As plain Hutchinson knows it: the projection must not make the probes' lengths random.
     found = estimators.trace(3.0 * np.eye(N), "hutch++", products=36, seed=1)
     assert found.value == pytest.approx(3.0 * N, rel=1e-12)
     assert found.stderr < 1e-12 * found.value

@@ -4,7 +4,7 @@ import pytest
 import naive
 from ntkscope import estimators
 from ntkscope.operators.composed import as_map
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.runs.nystrom import NystromRun, _approximate, _leave_one_out
 from spectra import kernel, spectrum
 
@@ -12,7 +12,7 @@ N = 90
 
 
 def omega(count, seed=5):
-    return random_signs(N, 0, count, seed=seed).astype(float)
+    return sphere_probes(N, 0, count, seed=seed)
 
 
 @pytest.mark.parametrize("name", ["flat", "polynomial", "slow", "step"])

@@ -135,3 +135,45 @@ def test_zero_is_within_an_absolute_tolerance_only():
     assert is_within(Estimate(0.0, 0.1), atol=1.0)
     assert not is_within(Estimate(0.0, 0.1), rtol=1.0)
     assert not is_within(Estimate(1.0, None), rtol=1.0)
+
+
+class Scripted:
+    """A run whose relative error bars at 2, 4, 6, ... products are given."""
+
+    minimum, quantum, stride = 2, 1, 1.33
+
+    def __init__(self, bars):
+        self.bars, self.looks = bars, []
+
+    def grow(self, products):
+        self.looks.append(products)
+
+    def result(self):
+        bar = self.bars[min(self.looks[-1] // 2, len(self.bars)) - 1]
+        return Estimate(1.0, bar, method="scripted")
+
+
+def test_one_error_bar_that_meets_the_tolerance_ends_no_run():
+    run = Scripted([0.5, 0.001, 0.2, 0.2, 0.2, 0.001])
+    drive(run, Options(rtol=0.01))
+    assert run.looks[:3] == [2, 4, 6]
+    assert run.looks[-1] > 12
+
+
+def test_two_in_a_row_do_with_the_minimum_between_them():
+    run = Scripted([0.001])
+    assert drive(run, Options(rtol=0.01)).converged
+    assert run.looks == [2, 4]
+
+
+def test_a_run_that_knows_by_itself_when_its_error_bar_holds():
+    run = Scripted([0.001])
+    run.first_look = 5
+    assert drive(run, Options(rtol=0.01)).converged
+    assert run.looks == [5]
+
+
+def test_a_limit_leaves_no_room_for_a_second_look():
+    run = Scripted([0.001])
+    assert drive(run, Options(rtol=0.01, max_products=2)).converged
+    assert run.looks == [2]

@@ -4,7 +4,7 @@ import pytest
 import naive
 from ntkscope import estimators
 from ntkscope.operators.composed import as_map
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.runs.residuals import _leave_one_out
 from ntkscope.runs.sketch import SketchRun
 from spectra import kernel, low_rank, spectrum
@@ -13,7 +13,7 @@ N = 90
 
 
 def omega(count, seed=5):
-    return random_signs(N, 0, count, seed=seed).astype(float)
+    return sphere_probes(N, 0, count, seed=seed)
 
 
 @pytest.fixture

@@ -24,33 +24,8 @@ _REASONS = {
 }
 
 _FAILING = {
-    5: [
-        "test_inner_gradients::test_a_state_that_no_parameter_reaches[sketch-times zero]",
-        "test_inner_gradients::test_a_state_that_no_parameter_reaches[sketch-unused]",
-    ],
     6: [
         "test_plain_autograd::test_reentrant_checkpointing",
-    ],
-    11: [
-        "test_error_bars::test_a_matrix_on_few_coordinates[values0-hutch++]",
-        "test_error_bars::test_alignments_near_n[10]",
-        "test_error_bars::test_alignments_near_n[6]",
-        "test_error_bars::test_budgets_near_n[frobenius_norm-nystrom-5]",
-        "test_error_bars::test_budgets_near_n[frobenius_norm-nystrom-7]",
-        "test_error_bars::test_budgets_near_n[trace-nystrom-5]",
-        "test_error_bars::test_budgets_near_n[trace-nystrom-7]",
-        "test_error_bars::test_few_active_samples",
-        "test_error_bars::test_few_coordinates_to_a_tolerance[effective_rank]",
-        "test_error_bars::test_few_coordinates_to_a_tolerance[trace]",
-    ],
-    12: [
-        "test_numerics::test_sketch_in_half_precision[recurrence-dtype0]",
-        "test_numerics::test_zero_and_rank_one_matrices[0-auto-effective_rank]",
-        "test_numerics::test_zero_and_rank_one_matrices[0-auto-frobenius_norm]",
-        "test_numerics::test_zero_and_rank_one_matrices[0-sketch-effective_rank]",
-        "test_numerics::test_zero_and_rank_one_matrices[0-sketch-frobenius_norm]",
-        "test_numerics::test_zero_and_rank_one_matrices[0-sketch-trace]",
-        "test_numerics::test_zero_and_rank_one_models[zero-sketch]",
     ],
     15: [
         "test_endings::test_a_tolerance_that_costs_more_than_exact[0.0001-per-sample]",

@@ -31,7 +31,7 @@ class ToyRun:
     def grow(self, products: int) -> None:
         first = self._maps[0]
         for probe in range(len(self._inner), products // len(self._maps)):
-            z = first.signs(probe, probe + 1, seed=self._seed, stream=0)
+            z = first.probes(probe, probe + 1, seed=self._seed, stream=0)
             moved = [operator.apply(z) for operator in self._maps]
             self._traces.append([float(first.inner(z, x)[0]) for x in moved])
             self._inner.append(np.array([[first.inner(x, y)[0] for y in moved] for x in moved]))

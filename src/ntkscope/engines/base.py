@@ -16,8 +16,8 @@ from ntkscope.runs.ring import ProbedSamples
 
 __all__ = ["Directions", "Engine", "LinearMap", "Machine", "ProbedSamples", "Refusal", "Samples", "Sizes"]
 
-#: ``directions(probes, samples)``: signs ±1 over the parameters, int8, shape (k, B, p).
-Directions: TypeAlias = Callable[[range, range], NDArray[np.int8]]
+#: ``directions(probes, samples)``: random probes over the parameters, shape (k, B, p).
+Directions: TypeAlias = Callable[[range, range], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,12 @@ class Samples(Protocol):
         """The size of one sample's state."""
         ...
 
-    def squares(self, signs: NDArray[np.int8]) -> Small:
-        """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs."""
+    def squares(self, probes: NDArray[np.float64]) -> Small:
+        """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs.
+
+        Every z_b is scaled to the length √outputs, so that z_b of a point on the sphere, or of a
+        normal vector, is uniform on the sphere of its sample.
+        """
         ...
 
     def forward_squares(self, count: int, directions: Directions) -> Small:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.operators.ledger import Ledger
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.operators.space import Block, Small
 
 __all__ = ["ArrayBlocks", "ArrayMap"]
@@ -21,15 +21,16 @@ class ArrayBlocks:
 
     Args:
         namespace: The array API namespace (from array-api-compat).
-        dtype: A real floating dtype of that namespace.
+        dtype: A real floating dtype of that namespace, that of the products. Blocks are in it, but in
+            single precision at least: bases and residuals of half precision are lost to rounding.
         device: Where blocks live.
     """
 
     def __init__(self, namespace: Any, dtype: Any, device: Any) -> None:
         self._xp = namespace
-        self._dtype = dtype
-        self._device = device
         self.epsilon = float(namespace.finfo(dtype).eps)
+        self._dtype = dtype if namespace.finfo(dtype).bits >= 32 else namespace.float32
+        self._device = device
 
     def from_numpy(self, array: NDArray[Any]) -> Block:
         """A host array as a block of this dtype on this device."""
@@ -107,7 +108,9 @@ class ArrayMap(ArrayBlocks):
         namespace, dtype, device = _array_type(operator)
         super().__init__(namespace, dtype, device)
         is_array = array_api_compat.is_array_api_obj(operator)
-        self._operator = namespace.astype(operator, dtype) if is_array else operator
+        self._operator = namespace.astype(operator, self._dtype) if is_array else operator
+        if is_array:
+            self.epsilon = float(namespace.finfo(self._dtype).eps)
         self._counts = counts
         self._ledger = Ledger() if ledger is None else ledger
 
@@ -123,9 +126,9 @@ class ArrayMap(ArrayBlocks):
         counts = turned.get(self._counts, self._counts)
         return ArrayMap(self._operator.T, counts=counts, ledger=self._ledger)
 
-    def signs(self, start: int, stop: int, *, seed: int, stream: int) -> Block:
-        """Random signs, shape (columns, stop - start)."""
-        return self.from_numpy(random_signs(self.shape[1], start, stop, seed=seed, stream=stream))
+    def probes(self, start: int, stop: int, *, seed: int, stream: int) -> Block:
+        """Random probes on the sphere of radius √columns, shape (columns, stop - start)."""
+        return self.from_numpy(sphere_probes(self.shape[1], start, stop, seed=seed, stream=stream))
 
     def identity(self, start: int, stop: int) -> Block:
         """Columns of the identity, shape (columns, stop - start)."""

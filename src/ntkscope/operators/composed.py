@@ -24,7 +24,7 @@ class ProductMap:
         self._second = second
         self.shape = (first.shape[0], second.shape[1])
         self.epsilon = max(first.epsilon, second.epsilon)
-        self.signs = second.signs
+        self.probes = second.probes
         self.identity = second.identity
         self.gram = first.gram
         self.inner = first.inner

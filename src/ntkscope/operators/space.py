@@ -1,6 +1,6 @@
 """How estimators see a linear map: through blocks of columns, and through nothing else.
 
-An estimator never looks inside a block. It asks the map for random signs, for
+An estimator never looks inside a block. It asks the map for random probes, for
 products, and for small Gram matrices, which come back as float64 NumPy arrays.
 So one text of each estimator serves NumPy, torch, JAX, and blocks that are
 sharded over devices.
@@ -41,8 +41,11 @@ class Map(Protocol):
         """Where its products are entered; those of its parts, if it is made of several."""
         ...
 
-    def signs(self, start: int, stop: int, *, seed: int, stream: int) -> Block:
-        """Columns start..stop-1 of the random signs of (seed, stream), shape (columns, k)."""
+    def probes(self, start: int, stop: int, *, seed: int, stream: int) -> Block:
+        """Columns start..stop-1 of the random probes of (seed, stream), shape (columns, k).
+
+        They are uniform on the sphere of radius √columns, each independent of all others.
+        """
         ...
 
     def identity(self, start: int, stop: int) -> Block:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from ntkscope.results import Estimate, Measurement, student_t_quantile
 from ntkscope.settings import Options, Progress, check_minimum
 
-__all__ = ["SHORT_STRIDE", "Run", "drive", "estimates_of", "is_within"]
+__all__ = ["SHORT_STRIDE", "Run", "drive", "estimates_of", "first_look_of", "is_within"]
 
 Result_co = TypeVar("Result_co", covariant=True)
 Result = TypeVar("Result")
@@ -63,6 +63,12 @@ class Run(Protocol[Result_co]):
     def result(self) -> Result_co:
         """What is known so far: an Estimate, a Measurement, or a list of them."""
         ...
+
+
+def first_look_of(run: Run[Any]) -> int | None:
+    """After how many products one error bar may end a run (its ``first_look``); ``None``: two must agree."""
+    own: int | None = getattr(run, "first_look", None)
+    return own
 
 
 def estimates_of(result: Any) -> list[Estimate]:
@@ -128,7 +134,8 @@ def drive(
     """Grow a run to a fixed budget, or until its error bars meet a tolerance.
 
     A tolerance is met when, for every estimate of the result, the half width of
-    the 75% interval by Student's t is at most max(rtol |value|, atol). The
+    the 75% interval by Student's t is at most max(rtol |value|, atol), at two looks
+    with ``run.minimum`` products between them. The
     criterion is always the standard error, never the difference of successive
     values. Without a budget or a tolerance, ``rtol`` is 0.01.
 
@@ -188,7 +195,7 @@ def _is_zero(estimate: Estimate) -> bool:
 
 def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Callable[[], float]) -> str:
     """Grow step by step; the answer says why it ended."""
-    spent, start = 0, clock()
+    spent, start, is_met = 0, clock(), False
     target = _first_look(run, budget) if budget.to_tolerance else _fixed_step(run, 0, budget)
     while True:
         try:
@@ -200,7 +207,9 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
                 excess = _excess(worst, budget.rtol, budget.atol)
                 if progress is not None:
                     progress(worst, spent, budget.limit)
-                if budget.to_tolerance and excess <= 1:
+                was_met, is_met = is_met, budget.to_tolerance and excess <= 1
+                is_sure = was_met or first_look_of(run) is not None or _is_certain(estimates)
+                if is_met and (is_sure or spent == budget.limit):
                     return "met"
                 unlimited = budget.to_tolerance and budget.limit is None
                 if unlimited and spent >= _ZERO_PRODUCTS and all(map(_is_zero, estimates)):
@@ -222,12 +231,14 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
 
 
 def _first_look(run: Run[Any], budget: _Budget) -> int:
-    """Twice the minimum: the error bars of two or three probes end too many runs too early.
-
-    A run of which a few probes tell enough says so by ``first_look``.
-    """
-    first: int = getattr(run, "first_look", 2 * run.minimum)
+    """Its own first look, or the minimum: that error bar ends no run, but the next may agree with it."""
+    own = first_look_of(run)
+    first = run.minimum if own is None else own
     return first if budget.limit is None else min(first, budget.limit)
+
+
+def _is_certain(estimates: list[Estimate]) -> bool:
+    return all(estimate.stderr == 0 for estimate in estimates)
 
 
 def _has_result(run: Run[Any]) -> bool:
@@ -249,11 +260,15 @@ def _fixed_step(run: Run[Any], spent: int, budget: _Budget) -> int:
 def _next(run: Run[Any], spent: int, excess: float, budget: _Budget) -> int:
     """Where to look next: nearly where √m convergence ends, 15% further at least.
 
-    Few probes find their error bar large by Student's t alone, so 0.7 of the way is gone; a run
+    An error bar that meets the tolerance is looked at once more after as many fresh products as the
+    run has at its minimum: probes that share an approximation may all miss the same large direction,
+    and agree. Few probes find their error bar large by Student's t alone, so 0.7 of the way is gone; a run
     that converges faster than √m goes no further than its stride.
     """
     factor = min(run.stride, max(1.15, 0.7 * excess**2))
     target = max(spent + run.quantum, math.ceil(spent * factor / run.quantum) * run.quantum)
+    if first_look_of(run) is None and (excess <= 1 or spent <= run.minimum):
+        target = spent + max(run.minimum, run.quantum)
     return target if budget.limit is None else min(target, budget.limit)
 
 

@@ -19,12 +19,14 @@ Small = NDArray[np.float64]
 
 #: Squares of quadratic forms have heavier tails than the forms; chosen by coverage.
 _HEAVINESS = 3.0
+#: Three pseudo-values of three pairs tell no spread of inner products.
+_TELLING = 4
 
 
 class GramRun:
     """Traces and inner products of K_a = J_aJ_aᵀ from X_a = J_aᵀΩ, one VJP a probe and kernel.
 
-    M = X_aᵀX_a = ΩᵀK_aΩ for independent signs Ω gives, without bias,
+    M = X_aᵀX_a = ΩᵀK_aΩ for independent probes Ω gives, without bias,
 
         tr K_a ≈ mean of M_ii,    ⟨K_a, K_b⟩ ≈ mean over i ≠ j of M_a,ij M_b,ij.
 
@@ -54,8 +56,8 @@ class GramRun:
         for operator, grams in zip(self._maps, self._grams, strict=True):
             known = grams.width("X")
             if wanted > known:
-                signs = operator.signs(known, wanted, seed=self._seed, stream=self._stream)
-                grams.append("X", operator.apply(signs), wanted - known)
+                probes = operator.probes(known, wanted, seed=self._seed, stream=self._stream)
+                grams.append("X", operator.apply(probes), wanted - known)
 
     def result(self) -> Moments:
         """The moments with their samples.
@@ -72,7 +74,7 @@ class GramRun:
 
 def gram_moments(forms: Small, epsilon: float) -> Moments:
     """U-statistics of M_a = ΩᵀK_aΩ, shape (c, k, k), with jackknife pseudo-values as samples."""
-    count, probes, _ = forms.shape
+    probes = forms.shape[1]
     traces = np.diagonal(forms, axis1=1, axis2=2)
     pairs = forms[:, None] * forms[None]
     rows = pairs.sum(axis=3) - np.diagonal(pairs, axis1=2, axis2=3)
@@ -84,25 +86,49 @@ def gram_moments(forms: Small, epsilon: float) -> Moments:
     trace_freedom = [
         effective_degrees_of_freedom(probes, float(t.var(ddof=1)), float(t.mean())) for t in traces
     ]
-    # The first-order part of a pseudo-value is 2ωᵀK_aK_bω, less a constant.
-    inner_freedom = [
-        [
-            effective_degrees_of_freedom(
-                probes, float(pseudo[a, b].var(ddof=1)), 2 * float(inner[a, b, 0]), heaviness=_HEAVINESS
-            )
-            for b in range(count)
-        ]
-        for a in range(count)
-    ]
+    squares, square_samples = _squared_traces(traces)
     return Moments(
         traces=traces.mean(axis=1),
         inner=inner[:, :, 0],
         trace_samples=traces.T,
         inner_samples=pseudo.transpose(2, 0, 1),
         trace_freedom=np.array(trace_freedom),
-        inner_freedom=np.array(inner_freedom),
+        inner_freedom=_inner_freedom(inner[:, :, 0], pseudo),
+        squared_traces=squares,
+        squared_trace_samples=square_samples,
         epsilon=epsilon,
     )
+
+
+def _inner_freedom(inner: Small, pseudo: Small) -> Small:
+    """Degrees of freedom of the inner products' errors, shape (c, c); 0 where they are not known."""
+    count, _, probes = pseudo.shape
+    freedom = np.zeros((count, count))
+    if probes < _TELLING:
+        return freedom
+    variances = pseudo.var(axis=2, ddof=1)
+    for place in np.ndindex(count, count):
+        # The first-order part of a pseudo-value is 2ωᵀK_aK_bω, less a constant.
+        level = 2 * float(inner[place])
+        freedom[place] = effective_degrees_of_freedom(
+            probes, float(variances[place]), level, heaviness=_HEAVINESS
+        )
+    return freedom
+
+
+def _squared_traces(forms: Small) -> tuple[Small, Small]:
+    """(tr K)² as the mean of MᵢᵢMⱼⱼ over i ≠ j, with pseudo-values: shapes (c,) and (k, c).
+
+    The square of the mean is too large by the mean's variance. This one has no bias, and moves with
+    the mean of M²ᵢⱼ: of a kernel of rank one both are the same number, and its effective rank is 1.
+    """
+    probes = forms.shape[1]
+    total = forms.sum(axis=1, keepdims=True)
+    rows = forms * (total - forms)
+    pairs = rows.sum(axis=1, keepdims=True)
+    mean = pairs / (probes * (probes - 1))
+    without = (pairs - 2 * rows) / ((probes - 1) * (probes - 2))
+    return mean[:, 0], (probes * mean - (probes - 1) * without).T
 
 
 def _degenerate_share(pairs: Small, rows: Small, inner: Small, pseudo: Small) -> Small:

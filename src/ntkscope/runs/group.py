@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from ntkscope.runs.drive import Run
+from ntkscope.runs.drive import Run, first_look_of
 
 __all__ = ["Fixed", "GroupRun", "MappedRun", "Once", "Priced"]
 
@@ -100,8 +100,8 @@ class MappedRun(Generic[Part, Result]):
         self._run = run
         self._form = form
         self.minimum, self.quantum, self.stride = run.minimum, run.quantum, run.stride
+        self.first_look = first_look_of(run)
         self.grow = run.grow
-        self.first_look = getattr(run, "first_look", 2 * run.minimum)
 
     def result(self) -> Result:
         """What was found so far, in its form."""
@@ -126,10 +126,18 @@ class GroupRun(Generic[Result]):
         self._parts = parts
         self._shares = shares
         self._finish = finish
-        needed = [-(-part.minimum // share) for part, share in zip(parts, shares, strict=True) if share]
-        self.minimum = max(needed, default=0) * sum(shares)
+        self.minimum = self._products([part.minimum for part in parts])
+        # Only where every part that spends knows by itself when its error bar holds.
+        looks = [first_look_of(part) for part, share in zip(parts, shares, strict=True) if share]
+        known = [look for look in looks if look is not None]
+        self.first_look = max(known) * sum(shares) if known and len(known) == len(looks) else None
         self.quantum = max(1, sum(shares) * max(part.quantum for part in parts))
         self.stride = min(part.stride for part in parts)
+
+    def _products(self, needed: list[int]) -> int:
+        """Of all parts together, so that each has what it needs."""
+        units = [-(-each // share) for each, share in zip(needed, self._shares, strict=True) if share]
+        return max(units, default=0) * sum(self._shares)
 
     def grow(self, products: int) -> None:
         """Grow every part to its share."""

@@ -24,11 +24,11 @@ _ROUNDING_LENGTH = 1e-6
 class HutchPlusPlusRun:
     """tr A by Hutch++ (Meyer, Musco, Musco, Woodruff 2021, arXiv 2010.09649).
 
-    With signs S and G that are independent of each other, and Q = orth(AS),
+    With probes S and G that are independent of each other, and Q = orth(AS),
 
         tr A ≈ tr(QᵀAQ) + (1/s) Σⱼ pⱼᵀ A pⱼ,    pⱼ = (I - QQᵀ) gⱼ, scaled to ‖pⱼ‖² = n - rank Q.
 
-    The scale is that of arXiv 2301.07825: signs have all the same length, and without
+    The scale is that of arXiv 2301.07825: probes have all the same length, and without
     it they would lose that by the projection, and with it the trace of a multiple of
     the identity, which they know exactly.
 
@@ -83,15 +83,15 @@ class HutchPlusPlusRun:
         known = grams.width("G")
         wanted = probes - self._sketched - grams.width("Q")
         if wanted > known:
-            signs = self._operator.signs(known, wanted, seed=self._seed, stream=self._stream + 1)
-            image = self._operator.apply(signs)
-            grams.append("G", signs, wanted - known)
+            probes = self._operator.probes(known, wanted, seed=self._seed, stream=self._stream + 1)
+            image = self._operator.apply(probes)
+            grams.append("G", probes, wanted - known)
             grams.append("AG", image, wanted - known)
 
     def _sketch(self, wanted: int) -> None:
         if wanted > self._sketched:
-            signs = self._operator.signs(self._sketched, wanted, seed=self._seed, stream=self._stream)
-            self._waiting.append(self._operator.apply(signs))
+            probes = self._operator.probes(self._sketched, wanted, seed=self._seed, stream=self._stream)
+            self._waiting.append(self._operator.apply(probes))
             self._sketched = wanted
 
     def _extend(self) -> None:

@@ -6,6 +6,7 @@ effective rank and alignment are monomials of these (see :mod:`ntkscope.metrics`
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,18 +15,21 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkscope.results import Estimate
-from ntkscope.runs.statistics import Summary, combine_independent, power_product
+from ntkscope.runs.shared import (
+    MomentFactor,
+    certain_error,
+    ratio_freedom,
+    shared_error,
+    with_shared_probes,
+)
+from ntkscope.runs.statistics import Summary, power_product
 
 __all__ = [
-    "IndependentMoments",
     "LeftOut",
     "Moment",
     "MomentSource",
     "Moments",
     "Monomial",
-    "TraceFromElsewhere",
-    "left_out_probes",
 ]
 
 Small = NDArray[np.float64]
@@ -95,6 +99,11 @@ class Moments:
         trace_freedom: Degrees of freedom of the traces' standard errors, shape (c,).
         inner_freedom: Of the inner products', shape (c, c).
         left_out: The same moments without one probe, for samples that share probes.
+        trace_variances: Unbiased, of one sample of each trace given the other probes, shape (c,).
+        squared_traces: (tr K_a)² where it is better known than by the square of ``traces``, shape (c,).
+        squared_trace_samples: Shape (k, c), with mean ``squared_traces``.
+        trace_least: What positive semidefinite kernels' traces are at least, shape (c,).
+        inner_least: What their inner products are at least, shape (c, c).
         epsilon: Relative rounding error of the products.
     """
 
@@ -105,26 +114,47 @@ class Moments:
     trace_freedom: Small | None = None
     inner_freedom: Small | None = None
     left_out: LeftOut | None = None
+    trace_variances: Small | None = None
+    squared_traces: Small | None = None
+    squared_trace_samples: Small | None = None
+    trace_least: Small | None = None
+    inner_least: Small | None = None
     epsilon: float = 2.0**-52
 
     def value(self, moment: Moment) -> float:
         """A moment by itself."""
         return float(self.traces[moment[0]] if len(moment) == 1 else self.inner[moment])
 
-    def factor(self, moment: Moment) -> _Factor:
+    def factor(self, moment: Moment) -> MomentFactor:
         """A moment with what is known of its error."""
         place = (..., *moment)  # the kernels are the last axes
+        left = self.left_out
         if len(moment) == 1:
-            left_out = None if self.left_out is None else self.left_out.traces
-            return _picked(place, self.traces, self.trace_samples, self.trace_freedom, left_out)
-        left_out = None if self.left_out is None else self.left_out.inner
-        return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out)
+            left_out, least = None if left is None else left.traces, self.trace_least
+            factor = _picked(place, self.traces, self.trace_samples, self.trace_freedom, left_out, least)
+            if self.trace_variances is None:
+                return factor
+            return dataclasses.replace(factor, variance=float(self.trace_variances[moment[0]]))
+        left_out, least = None if left is None else left.inner, self.inner_least
+        return _picked(place, self.inner, self.inner_samples, self.inner_freedom, left_out, least)
 
     def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
         """Π vⱼ^pⱼ with its standard error, and the influence of every sample."""
-        return self._of_factors([self.factor(moment) for moment in powers], list(powers.values()))
+        factors, exponents = [], []
+        for moment, power in powers.items():
+            squared = len(moment) == 1 and power == 2 and self.squared_traces is not None
+            factors.append(self._squared(moment) if squared else self.factor(moment))
+            exponents.append(1 if squared else power)
+        return self._of_factors(factors, exponents)
 
-    def _of_factors(self, factors: list[_Factor], powers: list[float]) -> Monomial:
+    def _squared(self, moment: Moment) -> MomentFactor:
+        assert self.squared_traces is not None
+        assert self.squared_trace_samples is not None
+        (kernel,) = moment
+        samples = self.squared_trace_samples[:, kernel]
+        return MomentFactor(float(self.squared_traces[kernel]), samples, self.factor(moment).freedom)
+
+    def _of_factors(self, factors: list[MomentFactor], powers: list[float]) -> Monomial:
         if any(factor.value == 0 for factor in factors):
             return Monomial(Summary(0.0, self._floor(0.0, None)))
         if factors[0].samples is None:
@@ -132,14 +162,17 @@ class Moments:
             return Monomial(Summary(value, 0.0))
         paired = np.stack([np.asarray(factor.samples) for factor in factors], axis=1)
         value, influence = power_product([factor.value for factor in factors], powers, paired)
-        freedom = _ratio_freedom(factors, powers, paired, influence / value)
+        freedom = ratio_freedom(factors, powers, paired, influence / value)
         if len(influence) < 2 or freedom == 0:
             return Monomial(Summary(value, None), influence)
         stderr = float(np.std(influence, ddof=1)) / math.sqrt(len(influence))
         if self.left_out is not None:
-            stderr, freedom = _with_shared_probes(
+            stderr, freedom = with_shared_probes(
                 Summary(value, stderr, freedom), factors, powers, self.left_out.probes
             )
+        stderr = max(stderr, certain_error(value, factors, powers))
+        if len(factors) == 1 and factors[0].variance is not None:
+            stderr = max(stderr, shared_error(value, factors[0], powers[0]))
         return Monomial(Summary(value, self._floor(value, stderr), freedom), influence)
 
     def _floor(self, value: float, stderr: float | None) -> float | None:
@@ -148,179 +181,18 @@ class Moments:
         return None if stderr is None else max(stderr, ROUNDING * self.epsilon * abs(value))
 
 
-@dataclass(frozen=True, eq=False)
-class _Factor:
-    """One moment: its value, its samples, their degrees of freedom."""
-
-    value: float
-    samples: Small | None = field(repr=False)
-    freedom: float
-    left_out: Small | None = None
-
-
 def _picked(
-    place: Any, values: Small, samples: Small | None, freedom: Small | None, left_out: Small | None
-) -> _Factor:
-    return _Factor(
+    place: Any,
+    values: Small,
+    samples: Small | None,
+    freedom: Small | None,
+    left_out: Small | None,
+    least: Small | None,
+) -> MomentFactor:
+    return MomentFactor(
         float(values[place]),
         None if samples is None else samples[place],
         math.inf if freedom is None else float(freedom[place]),
         None if left_out is None else left_out[place],
+        -math.inf if least is None else float(least[place]),
     )
-
-
-def _ratio_freedom(factors: list[_Factor], powers: list[float], paired: Small, relative: Small) -> float:
-    """Degrees of freedom of Π vⱼ^pⱼ from those of its factors.
-
-    A factor's are fewer than k - 1 because of its heaviest directions. Where these cancel (both
-    kernels share them, and so do numerator and denominator) the doubt that they bring cancels too:
-    of it is left the share of the variance that is left.
-
-    Args:
-        factors: With their degrees of freedom; 0 if not known.
-        powers: Their exponents.
-        paired: The factors' samples, shape (k, m).
-        relative: The relative influence of each sample on the product, shape (k,).
-    """
-    freedom = min(factor.freedom for factor in factors)
-    count = len(relative)
-    if count < 2 or freedom == 0 or len(factors) == 1:
-        return freedom
-    scales = [power / factor.value for factor, power in zip(factors, powers, strict=True)]
-    largest = max(np.var(paired, axis=0, ddof=1) * np.square(scales))
-    if largest == 0:
-        return freedom
-    plain = 2 / (count - 1)
-    share = min(1.0, float(np.var(relative, ddof=1)) / largest)
-    return 2 / (plain + share * max(0.0, 2 / freedom - plain))
-
-
-def left_out_probes(probes: int) -> list[int]:
-    """Which probes are left out, one at a time, to see what the samples share.
-
-    All where they are few; the choice depends on the number of probes alone.
-    """
-    count = min(probes, max(24, 2400 // probes))
-    return sorted({int(probe) for probe in np.linspace(0, probes - 1, count)})
-
-
-#: With fewer degrees of freedom than this the covariance of the samples is not told but bounded.
-_TOLD = 4.0
-
-
-def _with_shared_probes(
-    summary: Summary, factors: list[_Factor], powers: list[float], probes: list[int]
-) -> tuple[float, float]:
-    """Standard error and degrees of freedom of Π vⱼ^pⱼ from leave-one-out samples tᵢ.
-
-    Each tᵢ is unbiased given the other probes, whose approximation it corrects with
-    probe i. Let hᵢⱼ = tᵢ - tᵢ⁽⁻ʲ⁾ be what probe j changes in it. Of the products of
-    tᵢ = tᵢ⁽⁻ʲ⁾ + hᵢⱼ and tⱼ = tⱼ⁽⁻ⁱ⁾ + hⱼᵢ only one has a mean: Cov(tᵢ, tⱼ) = E hᵢⱼhⱼᵢ. The
-    spread of the samples shows (Var t - Cov)/k, so the spread and the mean of hᵢⱼhⱼᵢ
-    over pairs add up to the variance of the mean of the samples, without bias.
-
-    Args:
-        summary: The product, and the error and degrees of freedom that the spread shows.
-        factors: The factors with their samples and left-out samples.
-        powers: Their exponents.
-        probes: Which probes were left out.
-    """
-    spread, freedom = summary.stderr or 0.0, summary.degrees_of_freedom
-    terms = list(zip(factors, powers, strict=True))
-    full = summary.value * np.sum([p * np.asarray(f.samples) / f.value for f, p in terms], axis=0)
-    left = summary.value * np.sum([p * np.asarray(f.left_out) / f.value for f, p in terms], axis=0)
-    count = len(probes)
-    changes = np.zeros((count, count))
-    for row, probe in enumerate(probes):
-        changes[row] = full[probes] - np.insert(left[row], probe, full[probe])[probes]
-    pairs = changes * changes.T
-    rows = pairs.sum(axis=1) / (count - 1)
-    covariance, noise = float(rows.mean()), 4 * float(np.var(rows, ddof=1)) / count
-    variance = spread**2 + max(0.0, covariance)
-    doubt = spread**4 / freedom + noise / 2
-    told = variance**2 / doubt if doubt > 0 else freedom
-    if told >= min(freedom, _TOLD):
-        # The samples are skewed as before: what the covariance adds is no reason to trust them more.
-        return math.sqrt(variance), min(told, freedom)
-    return _bound(spread, left), freedom
-
-
-def _bound(spread: float, left: Small) -> float:
-    """Upper bound of the standard error, where the covariance drowns in noise.
-
-    Of the variance that d probes make together the spread shows 1/d, the jackknife d
-    times as much; their geometric mean is at least the variance (Cauchy-Schwarz). The
-    jackknife is that of one probe less: the spread of the samples with one probe less
-    says how much that matters.
-    """
-    fewer = left.shape[1]
-    jackknife = fewer / math.sqrt(fewer + 1) * float(np.std(left.mean(axis=1), ddof=1))
-    typical = math.sqrt(float(np.mean(np.var(left, axis=1, ddof=1))) / fewer)
-    shrink = min(1.0, spread / typical) if typical > 0 else 1.0
-    return math.sqrt(spread * max(spread, jackknife * shrink))
-
-
-class IndependentMoments:
-    """Moments that were estimated one by one, by runs that share no randomness.
-
-    Args:
-        estimates: By moment.
-    """
-
-    def __init__(self, estimates: Mapping[Moment, Estimate]) -> None:
-        self._estimates = estimates
-
-    def value(self, moment: Moment) -> float:
-        """A moment by itself."""
-        return self._estimates[moment].value
-
-    def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
-        """Π vⱼ^pⱼ, its error to first order; a moment by itself keeps its samples."""
-        estimates = [self._estimates[moment] for moment in powers]
-        summaries = [_summary(estimate) for estimate in estimates]
-        note = "; ".join(dict.fromkeys(e.note for e in estimates if e.note))
-        if list(powers.values()) == [1]:
-            return Monomial(summaries[0], estimates[0].samples, note)
-        if any(summary.value == 0 for summary in summaries):
-            return Monomial(Summary(0.0, None), note=note)
-        return Monomial(combine_independent(summaries, list(powers.values())), note=note)
-
-
-class TraceFromElsewhere:
-    """The moments of a source, but for the trace of one kernel, which was found in another way.
-
-    Args:
-        rest: All other moments.
-        trace: The trace, independent of them.
-        kernel: Of which kernel.
-    """
-
-    def __init__(self, rest: MomentSource, trace: Estimate, kernel: int = 0) -> None:
-        self._rest = rest
-        self._trace = trace
-        self._moment = (kernel,)
-
-    def value(self, moment: Moment) -> float:
-        """A moment by itself."""
-        return self._trace.value if moment == self._moment else self._rest.value(moment)
-
-    def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
-        """Π vⱼ^pⱼ, with the trace's error beside that of the rest."""
-        power = powers.get(self._moment)
-        if power is None:
-            return self._rest.monomial(powers)
-        trace = IndependentMoments({self._moment: self._trace}).monomial({self._moment: 1})
-        others = {moment: p for moment, p in powers.items() if moment != self._moment}
-        if not others and power == 1:
-            return Monomial(trace.summary, trace.samples, trace.note, self._trace.method)
-        rest = self._rest.monomial(others)
-        summaries = [trace.summary, rest.summary]
-        note = "; ".join(dict.fromkeys(note for note in (trace.note, rest.note) if note))
-        source = f"trace by {self._trace.method}"
-        if any(summary.value == 0 for summary in summaries):
-            return Monomial(Summary(0.0, None), note=note, source=source)
-        return Monomial(combine_independent(summaries, [power, 1]), note=note, source=source)
-
-
-def _summary(estimate: Estimate) -> Summary:
-    return Summary(estimate.value, estimate.stderr, estimate.degrees_of_freedom)

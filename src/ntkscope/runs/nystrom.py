@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ntkscope.operators.space import Map
 from ntkscope.runs.drive import SHORT_STRIDE
 from ntkscope.runs.grams import Grams
-from ntkscope.runs.moments import LeftOut, Moments, left_out_probes
+from ntkscope.runs.moments import LeftOut, Moments
+from ntkscope.runs.shared import left_out_probes
 from ntkscope.runs.statistics import effective_degrees_of_freedom
 from ntkscope.runs.threads import one_thread
 
@@ -24,7 +25,7 @@ Small = NDArray[np.float64]
 class NystromRun:
     """Traces and inner products of c kernels from leave-one-out Nyström approximations.
 
-    With signs Ω, Y = KΩ, H = ΩᵀY, F = YH⁻¹, d = diag H⁻¹, the Nyström approximation
+    With probes Ω, Y = KΩ, H = ΩᵀY, F = YH⁻¹, d = diag H⁻¹, the Nyström approximation
     K̂ = YH⁻¹Yᵀ without probe i is K̂⁽ⁱ⁾ = K̂ - fᵢfᵢᵀ/dᵢ, and misses of probe i
     Kωᵢ - K̂⁽ⁱ⁾ωᵢ = fᵢ/dᵢ. So
 
@@ -58,9 +59,9 @@ class NystromRun:
         """Multiply more probes."""
         start, stop = self._grams.width("O"), products // len(self._maps)
         if stop > start:
-            signs = self._maps[0].signs(start, stop, seed=self._seed, stream=self._stream)
-            images = [operator.apply(signs) for operator in self._maps]
-            self._grams.append("O", signs, stop - start)
+            probes = self._maps[0].probes(start, stop, seed=self._seed, stream=self._stream)
+            images = [operator.apply(probes) for operator in self._maps]
+            self._grams.append("O", probes, stop - start)
             for a, image in enumerate(images):
                 self._grams.append(f"Y{a}", image, stop - start)
 
@@ -227,6 +228,7 @@ def _leave_one_out(small: _Approximation) -> tuple[Small, Small, Small, Small]:
 @one_thread
 def _moments(small: _Approximation, epsilon: float) -> Moments:
     traces, inner, trace_level, inner_level = _leave_one_out(small)
+    variances = _variances(small)
     inner = (inner + inner.transpose(0, 2, 1)) / 2
     probes, count = traces.shape
 
@@ -243,8 +245,38 @@ def _moments(small: _Approximation, epsilon: float) -> Moments:
             [[freedom(inner[:, a, b], inner_level[a, b]) for b in range(count)] for a in range(count)]
         ),
         left_out=_left_out(small),
+        trace_variances=variances if 2 * probes > small.size else None,
+        **_captured_by_all(small),
         epsilon=epsilon,
     )
+
+
+def _variances(small: _Approximation) -> Small:
+    """Variance of one sample of the trace of every kernel, given the other probes, shape (c,).
+
+    For ω uniform on a sphere Var ωᵀDω = 2 E‖y‖², with y the part of Dω across ω; here Dω̃ᵢ = fᵢ/dᵢ
+    in the n - k + 1 directions outside of the other probes.
+    """
+    pivots = np.sum(small.dual**2, axis=1)
+    unit = small.dual / np.sqrt(pivots)[:, None, :]
+    outside = small.size - small.root.shape[2] + 1
+    scale = outside * np.diag(small.probes)
+    cores = np.moveaxis(np.diagonal(small.core, axis1=0, axis2=1), -1, 0)
+    squares = scale * np.sum(unit * (cores @ unit), axis=1) / pivots
+    across = squares - (scale / pivots) ** 2 / outside
+    variances: Small = 2 * np.maximum(across, 0).mean(axis=1)
+    return variances
+
+
+def _captured_by_all(small: _Approximation) -> dict[str, Small]:
+    """Tr K̂_a and ⟨K̂_a, K̂_b⟩ of all probes: K - K̂ is positive semidefinite, and its trace not negative."""
+    traces = np.trace(np.moveaxis(np.diagonal(small.core, axis1=0, axis2=1), -1, 0), axis1=1, axis2=2)
+    traces = (traces - small.shift * small.size) * small.alive
+    inner = np.sum(small.core**2, axis=(2, 3))
+    # ⟨K_a + ν_aI, K_b + ν_bI⟩ less what the shifts added, at the most.
+    shifts = np.outer(small.shift, small.shift) * small.size
+    inner = inner - shifts - np.outer(small.shift, traces) - np.outer(traces, small.shift)
+    return {"trace_least": traces, "inner_least": inner * np.outer(small.alive, small.alive)}
 
 
 def _left_out(small: _Approximation) -> LeftOut | None:

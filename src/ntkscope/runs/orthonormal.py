@@ -16,6 +16,9 @@ Small = NDArray[np.float64]
 _VISIBLE = 1e-10
 #: Directions below this times √n rounding errors of the longest column are rounding.
 _CUTOFF = 10.0
+#: But never more than this share of it: √n is the worst case, and in half precision above 1. A
+#: direction of rounding in the basis costs a product, and is no error.
+_LARGEST_CUTOFF = 0.05
 
 
 def extend_basis(
@@ -40,8 +43,8 @@ def extend_basis(
         The new columns, shape (n, r) with r ≤ k (``None`` if there are none), and which
         r columns of the block they span.
     """
-    # A product with a vector of signs is exact to √n rounding errors; projections enlarge them.
-    cutoff = _CUTOFF * space.shape[0] ** 0.5 * space.epsilon * scale
+    # A product is exact to √n rounding errors; projections enlarge them.
+    cutoff = min(_CUTOFF * space.shape[0] ** 0.5 * space.epsilon, _LARGEST_CUTOFF) * scale
     accepted: list[Block] = []
     spanned: list[int] = []
     old = grams.pieces(basis)

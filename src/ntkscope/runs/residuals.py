@@ -1,190 +1,21 @@
-"""The small matrices of a sketch, and what they say without one probe, or without two."""
+"""Leave-one-out samples of a sketch, and what they are without one more probe."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkscope.runs.grams import Grams
-from ntkscope.runs.moments import LeftOut, Moments, left_out_probes
+from ntkscope.runs.deflation import Deflated
+from ntkscope.runs.moments import LeftOut, Moments
+from ntkscope.runs.shared import left_out_probes
 from ntkscope.runs.statistics import effective_degrees_of_freedom
 from ntkscope.runs.threads import one_thread
 
-__all__ = ["Deflated", "sketch_moments"]
+__all__ = ["sketch_moments"]
 
 Small = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Deflated:
-    """c kernels seen through a basis Q of r columns and k probes ω.
-
-    With w = Qᵀω, p = ω - Qw (the part of a probe that the basis misses).
-
-    Attributes:
-        size: n.
-        core: A_a = QᵀK_aQ, shape (c, r, r).
-        squares: (K_aQ)ᵀ(K_bQ), shape (c, c, r, r).
-        inside: w, shape (r, k).
-        across: QᵀK_ap, shape (c, r, k).
-        lifted: (K_aQ)ᵀK_bp, shape (c, c, r, k).
-        lengths: ‖p‖², shape (k,).
-        forms: pᵀK_ap, shape (c, k).
-        products: (K_ap)ᵀ(K_bp), shape (c, c, k).
-        lost: Orthonormal directions of the basis that probe i alone supplies, shape
-            (k, r, c); zero columns where it supplies fewer.
-        rank: Columns of the basis, less those that were projected out.
-        free: Shape (c, k): the kernel's product with the probe gave nothing new, so for this
-            kernel the basis is exhausted.
-        epsilon: Relative rounding error of the products.
-    """
-
-    size: int
-    core: Small
-    squares: Small
-    inside: Small
-    across: Small
-    lifted: Small
-    lengths: Small
-    forms: Small
-    products: Small
-    lost: Small
-    rank: int
-    free: NDArray[np.bool_]
-    epsilon: float
-
-    @classmethod
-    def from_grams(
-        cls,
-        grams: Grams,
-        *,
-        count: int,
-        size: int,
-        spanned: list[tuple[int, int]],
-        extended: int,
-        epsilon: float,
-    ) -> Deflated:
-        """Assemble from the Gram matrices of Ω ("O"), Y_a ("Ya"), Q and Z_a ("Za")."""
-        kernels = range(count)
-        # In single precision Q is orthonormal to 1e-7; its Gram matrix makes up for that.
-        root = _inverse_square_root(grams.gram("Q", "Q"))
-        inside = root @ grams.gram("Q", "O")
-        core = np.array([root @ grams.gram("Q", f"Z{a}") @ root for a in kernels])
-        core = (core + core.transpose(0, 2, 1)) / 2
-        squares = np.array([[root @ grams.gram(f"Z{a}", f"Z{b}") @ root for b in kernels] for a in kernels])
-        images = np.array([root @ grams.gram("Q", f"Y{a}") for a in kernels])
-        lifted = np.array([[root @ grams.gram(f"Z{a}", f"Y{b}") for b in kernels] for a in kernels])
-        crossed = np.array([[grams.inner(f"Y{a}", f"Y{b}") for b in kernels] for a in kernels])
-        forms = np.array([grams.inner("O", f"Y{a}") for a in kernels])
-        taken = np.einsum("abrk,rk->abk", lifted, inside)
-        lifted = lifted - squares @ inside
-        # (K_ap)ᵀ(K_bp) = y_aᵀy_b - y_bᵀZ_aw - wᵀZ_bᵀ(y_a - Z_aw), with y_a - Z_aw = K_ap.
-        products = crossed - taken - np.einsum("bark,rk->abk", lifted, inside)
-        return cls(
-            size=size,
-            core=core,
-            squares=squares,
-            inside=inside,
-            across=images - core @ inside,
-            lifted=lifted,
-            lengths=grams.inner("O", "O") - np.sum(inside**2, axis=0),
-            forms=forms + np.einsum("rk,ark->ak", inside, core @ inside - 2 * images),
-            products=products,
-            lost=_lost_directions(images, spanned, inside.shape[1]),
-            rank=len(inside),
-            free=_free_probes(spanned, extended, count, inside.shape[1]),
-            epsilon=epsilon,
-        )
-
-    def without(self, probe: int) -> Deflated:
-        """The same with neither the probe nor what it alone supplies to the basis."""
-        lost = self.lost[probe]
-        lost = lost[:, np.any(lost != 0, axis=0)]
-        keep = np.arange(self.inside.shape[1]) != probe
-        share = (lost.T @ self.inside)[:, keep]
-        back = lost @ share
-        across = self.across[:, :, keep]
-        lifted = self.lifted[:, :, :, keep]
-        added = self.squares @ back
-        forms = self.forms[:, keep] + np.sum(back * (2 * across + self.core @ back), axis=1)
-        products = self.products[:, :, keep] + np.sum(back * (lifted + added), axis=2)
-        products = products + np.sum(back * lifted.transpose(1, 0, 2, 3), axis=2)
-        return dataclasses.replace(
-            self,
-            core=_outside(_outside(self.core, lost).swapaxes(-1, -2), lost).swapaxes(-1, -2),
-            squares=_outside(_outside(self.squares, lost).swapaxes(-1, -2), lost).swapaxes(-1, -2),
-            inside=self.inside[:, keep] - back,
-            across=_outside(across + self.core @ back, lost),
-            lifted=_outside(lifted + added, lost),
-            lengths=self.lengths[keep] + np.sum(share**2, axis=0),
-            forms=forms,
-            products=products,
-            lost=_orthonormalised(_outside(self.lost[keep], lost)),
-            rank=self.rank - lost.shape[1],
-            free=self.free[:, keep],
-        )
-
-
-def _inverse_square_root(gram: Small) -> Small:
-    if not len(gram):
-        return gram
-    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
-    root: Small = (vectors / np.sqrt(values)) @ vectors.T
-    return root
-
-
-def _lost_directions(images: Small, spanned: list[tuple[int, int]], probes: int) -> Small:
-    """For every probe, what no other probe supplies: the dual basis of the spanned columns."""
-    count, rank, _ = images.shape
-    lost = np.zeros((probes, rank, count))
-    if rank:
-        columns = np.stack([images[kernel, :, probe] for probe, kernel in spanned], axis=1)
-        columns = columns / np.linalg.norm(columns, axis=0)
-        dual = np.linalg.inv(columns).T
-        for column, (probe, kernel) in enumerate(spanned):
-            lost[probe, :, kernel] = dual[:, column]
-    return _orthonormalised(lost)
-
-
-def _outside(columns: Small, lost: Small) -> Small:
-    """(I - LLᵀ) X, for X of shape (..., r, m)."""
-    rest: Small = columns - lost @ (lost.T @ columns)
-    return rest
-
-
-def _times(matrices: Small, lost: Small) -> Small:
-    """Matrices (..., r, r) times every slice of (k, r, c), shape (..., k, r, c)."""
-    probes, rank, count = lost.shape
-    flat = matrices @ lost.transpose(1, 0, 2).reshape(rank, -1)
-    shaped = flat.reshape(*matrices.shape[:-1], probes, count)
-    return np.moveaxis(shaped, -2, -3)
-
-
-def _orthonormalised(directions: Small) -> Small:
-    """Every slice (r, c) with orthonormal columns of the same span; zero columns stay."""
-    result = np.zeros_like(directions)
-    for column in range(directions.shape[2]):
-        vector = directions[:, :, column]
-        length = np.linalg.norm(vector, axis=1, keepdims=True)
-        unit = vector / np.where(length > 0, length, 1)
-        for _ in range(2):
-            for before in range(column):
-                other = result[:, :, before]
-                unit = unit - other * np.sum(other * unit, axis=1, keepdims=True)
-        rest = np.linalg.norm(unit, axis=1, keepdims=True)
-        result[:, :, column] = np.where(rest > 1e-12, unit / np.where(rest > 0, rest, 1), 0)
-    return result
-
-
-def _free_probes(spanned: list[tuple[int, int]], extended: int, count: int, probes: int) -> NDArray[np.bool_]:
-    free = np.zeros((count, probes), dtype=bool)
-    free[:, :extended] = True
-    for probe, kernel in spanned:
-        free[kernel, probe] = False
-    return free
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +26,15 @@ class _Samples:
     inner: Small  # (k, c, c)
     trace_level: Small  # (c,)
     inner_level: Small  # (c, c)
+    variances: Small  # (k, c): of one trace, given the other probes
+
+
+def _times(matrices: Small, lost: Small) -> Small:
+    """Matrices (..., r, r) times every slice of (k, r, c), shape (..., k, r, c)."""
+    probes, rank, count = lost.shape
+    flat = matrices @ lost.transpose(1, 0, 2).reshape(rank, probes * count)
+    shaped = flat.reshape(*matrices.shape[:-1], probes, count)
+    return np.moveaxis(shaped, -2, -3)
 
 
 def _leave_one_out(small: Deflated) -> _Samples:
@@ -225,6 +65,8 @@ def _leave_one_out(small: Deflated) -> _Samples:
         inner=(inner_captured + inner_residual).transpose(2, 0, 1),
         trace_level=residual.mean(axis=1),
         inner_level=inner_residual.mean(axis=2),
+        # For ω uniform on a sphere Var ωᵀDω = 2 E‖y‖², with y the part of Dω across ω.
+        variances=2 * np.maximum(np.einsum("aak->ak", inner_residual) - residual**2 / ideal, 0).T,
     )
 
 
@@ -238,6 +80,13 @@ def _captured_products(small: Deflated, core_lost: Small, lost_core_lost: Small)
     cores = cores - 2 * np.einsum("akrc,bkrc->abk", core_lost, core_lost)
     cores = cores + np.einsum("akdc,bkdc->abk", lost_core_lost, lost_core_lost)
     captured: Small = 2 * columns - cores
+    return captured
+
+
+def _captured_by_all(small: Deflated) -> Small:
+    """⟨A_a, A_b⟩ + 2⟨B_a, B_b⟩ with the basis of all probes, shape (c, c)."""
+    cores = np.einsum("ars,brs->ab", small.core, small.core)
+    captured: Small = 2 * np.trace(small.squares, axis1=2, axis2=3) - cores
     return captured
 
 
@@ -260,7 +109,9 @@ def sketch_moments(small: Deflated) -> Moments:
     )
     inner = flat.reshape(samples.inner.shape)
     inner = (inner + inner.transpose(0, 2, 1)) / 2
-    left_out = None if small.free.any() else _left_out(small)
+    left_out = None if free.any(axis=1).all() else _left_out(small)
+    if left_out is not None:
+        left_out = _settled(left_out, traces, inner, np.any(free, axis=1), np.any(pairs, axis=2))
     return Moments(
         traces=traces.mean(axis=0),
         inner=inner.mean(axis=0),
@@ -269,6 +120,9 @@ def sketch_moments(small: Deflated) -> Moments:
         trace_freedom=trace_freedom,
         inner_freedom=flat_freedom.reshape(inner.shape[1:]),
         left_out=left_out,
+        trace_variances=samples.variances.mean(axis=0) if 2 * small.rank > small.size else None,
+        trace_least=np.trace(small.core, axis1=1, axis2=2),
+        inner_least=_captured_by_all(small),
         epsilon=small.epsilon,
     )
 
@@ -291,6 +145,19 @@ def _focus(samples: Small, free: NDArray[np.bool_], levels: Small) -> tuple[Smal
             focused[:, column] = values.mean()
             focused[chosen, column] += (values - values.mean()) * factor
     return focused, freedom
+
+
+def _settled(
+    left_out: LeftOut, traces: Small, inner: Small, known: NDArray[np.bool_], pairs: NDArray[np.bool_]
+) -> LeftOut:
+    """Nothing changes without one probe where free samples were taken: they share none."""
+    full_traces = np.array([np.delete(traces, probe, axis=0) for probe in left_out.probes])
+    full_inner = np.array([np.delete(inner, probe, axis=0) for probe in left_out.probes])
+    return LeftOut(
+        left_out.probes,
+        traces=np.where(known, full_traces, left_out.traces),
+        inner=np.where(pairs, full_inner, left_out.inner),
+    )
 
 
 def _left_out(small: Deflated) -> LeftOut | None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ntkscope.operators.space import Block, Map
+from ntkscope.runs.deflation import Deflated
 from ntkscope.runs.drive import SHORT_STRIDE
 from ntkscope.runs.grams import Grams
 from ntkscope.runs.moments import Moments
 from ntkscope.runs.orthonormal import extend_basis
-from ntkscope.runs.residuals import Deflated, sketch_moments
+from ntkscope.runs.residuals import sketch_moments
 
 __all__ = ["SketchRun"]
 
@@ -72,9 +73,9 @@ class SketchRun:
 
     def _draw(self, width: int) -> None:
         start = self._grams.width("O")
-        signs = self._maps[0].signs(start, start + width, seed=self._seed, stream=self._stream)
-        images = [operator.apply(signs) for operator in self._maps]
-        self._grams.append("O", signs, width)
+        probes = self._maps[0].probes(start, start + width, seed=self._seed, stream=self._stream)
+        images = [operator.apply(probes) for operator in self._maps]
+        self._grams.append("O", probes, width)
         for a, image in enumerate(images):
             self._grams.append(f"Y{a}", image, width)
         self._waiting.append((width, images))

@@ -11,8 +11,9 @@ from ntkscope.results import Estimate
 from ntkscope.runs.drive import Run
 from ntkscope.runs.exact import ExactFactorRun, ExactRun
 from ntkscope.runs.group import MappedRun, Once
-from ntkscope.runs.moments import IndependentMoments, Moments, MomentSource
+from ntkscope.runs.moments import Moments, MomentSource
 from ntkscope.runs.rows import parameter_moments, row_moments
+from ntkscope.runs.sources import IndependentMoments
 from ntkscope.ways.base import NeedsSamples, Problem, Start, per_sample_of
 from ntkscope.ways.costs import jvp_seconds, per_sample_seconds, vjp_seconds
 

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.engines.base import Machine, Samples, Sizes
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.progress import ProgressListener
 from ntkscope.runs.group import MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun
-from ntkscope.runs.moments import IndependentMoments
 from ntkscope.runs.sample_gram import SampleGramRun
+from ntkscope.runs.sources import IndependentMoments
 from ntkscope.ways.base import NeedsSamples, Problem, Start, per_sample_of
 from ntkscope.ways.costs import growth_of, per_sample_seconds
 
@@ -22,6 +22,8 @@ __all__ = ["PerSample", "PerSampleForward", "PerSampleGram"]
 _STREAM = 20
 _FORWARD_STREAM = 21
 
+# Samples of a batch tell more of the error, but one of them may make the trace alone.
+_FIRST_LOOK = 4
 # Probes that the trace is expected to need for 1%.
 _PROBES_FOR_ONE_PERCENT = 8
 
@@ -56,18 +58,19 @@ class _PerSampleTrace(NeedsSamples):
 
 
 class PerSample(_PerSampleTrace):
-    """Hutchinson's trace with independent signs for every sample: tr K = Σ_b E‖J_bᵀz_b‖².
+    """Hutchinson's trace with an independent probe for every sample: tr K = Σ_b E‖J_bᵀz_b‖².
 
-    The probes' cross-terms between samples, which only add noise, are never formed:
-    the variance falls from 2(‖K‖²_F − ΣK_ii²) to 2(Σ_b‖K_bb‖²_F − ΣK_ii²). Two probes of a
-    batch tell it already, since every sample shows its own part of it.
+    z_b is uniform on the sphere of radius √s, s the outputs of a sample. The probes' cross-terms
+    between samples, which only add noise, are never formed: the variance falls from
+    2(‖K‖²_F − tr²K/n) to 2s/(s+2) Σ_b(‖K_bb‖²_F − tr²K_bb/s), which is 0 for one output. Few probes
+    of a batch tell it already, since every sample shows its own part of it.
     """
 
     name = method = "per-sample"
 
     def words(self, sizes: Sizes, rtol: float) -> str:
         """For plans."""
-        return f"random signs for every sample, about {_probes(rtol):,} for {rtol:.2g}"
+        return f"random probes for every sample, about {_probes(rtol):,} for {rtol:.2g}"
 
     def seconds(self, sizes: Sizes, machine: Machine, rtol: float) -> float:
         """A backward pass a probe, all of them in one forward pass."""
@@ -81,15 +84,15 @@ class PerSample(_PerSampleTrace):
         """The trace alone, as a run."""
 
         def draw(start: int, stop: int) -> NDArray[np.float64]:
-            return samples.squares(random_signs(n, start, stop, seed=seed, stream=_STREAM))
+            return samples.squares(sphere_probes(n, start, stop, seed=seed, stream=_STREAM))
 
-        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon)
+        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon, first_look=_FIRST_LOOK)
 
 
 class PerSampleForward(_PerSampleTrace):
     """Its forward twin, with a parameter direction for every sample: tr K = Σ_b E‖J_b u_b‖².
 
-    The variance is 2(Σ_b‖K_bb‖²_F − Σ_b Σ_j (J_bᵀJ_b)²_jj).
+    The variance is 2p/(p+2) Σ_b(‖K_bb‖²_F − tr²K_bb/p).
     """
 
     name = method = "per-sample-forward"
@@ -110,7 +113,7 @@ class PerSampleForward(_PerSampleTrace):
         tangents = probes * sizes.batch * sizes.p
         chunk_bytes = sizes.itemsize * probes * (2 * sizes.batch * sizes.p + 3 * sizes.elements)
         passes = math.ceil(chunk_bytes / max(sizes.budget, 1))
-        # Signs are drawn and turned into numbers, and every use of a parameter reads its direction.
+        # Directions are drawn and turned into numbers, and every use of a parameter reads its direction.
         written = probes * 3 * sizes.elements + 3 * tangents + probes * sizes.batch * sizes.used
         # Before the first probes, forward mode is checked by one product and its transpose.
         calls = 4 * sizes.operations * (passes + 1)
@@ -125,10 +128,10 @@ class PerSampleForward(_PerSampleTrace):
         size, batch = samples.direction_size, samples.batch
 
         def draw(start: int, stop: int) -> NDArray[np.float64]:
-            def directions(probes: range, part: range) -> NDArray[np.int8]:
-                # A column of signs for every probe and sample, whatever the chunks.
+            def directions(probes: range, part: range) -> NDArray[np.float64]:
+                # A column for every probe and sample, whatever the chunks.
                 columns = [
-                    random_signs(
+                    sphere_probes(
                         size,
                         (start + probe) * batch + part.start,
                         (start + probe) * batch + part.stop,
@@ -141,7 +144,7 @@ class PerSampleForward(_PerSampleTrace):
 
             return samples.forward_squares(stop - start, directions)
 
-        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon)
+        return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon, first_look=_FIRST_LOOK)
 
 
 class PerSampleGram(NeedsSamples):

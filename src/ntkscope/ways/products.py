@@ -18,7 +18,8 @@ from ntkscope.runs.gram import GramRun
 from ntkscope.runs.group import GroupRun, MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun, factor_draw, two_sided_draw
 from ntkscope.runs.hutchpp import HutchPlusPlusRun
-from ntkscope.runs.moments import IndependentMoments, MomentSource
+from ntkscope.runs.moments import MomentSource
+from ntkscope.runs.sources import IndependentMoments
 from ntkscope.ways.base import Problem, Start
 from ntkscope.ways.costs import growth_of, jvp_seconds, vjp_seconds
 
@@ -61,7 +62,7 @@ class _Products:
 
     def words(self, sizes: Sizes, rtol: float) -> str:
         """For plans."""
-        return f"the kernel's products with random signs, about {self.products(rtol):,} for {rtol:.2g}"
+        return f"the kernel's products with random probes, about {self.products(rtol):,} for {rtol:.2g}"
 
     def products(self, rtol: float) -> int:
         """How many a tolerance is expected to take."""
@@ -120,7 +121,7 @@ class Gram(_Products):
 
     def words(self, sizes: Sizes, rtol: float) -> str:
         """For plans."""
-        return f"reverse mode alone with random signs, about {self.products(rtol):,} for {rtol:.2g}"
+        return f"reverse mode alone with random probes, about {self.products(rtol):,} for {rtol:.2g}"
 
     def products(self, rtol: float) -> int:
         """Its error falls as 1/√m, from a larger one."""

@@ -244,10 +244,12 @@ class TorchSamples:
         """The size of one sample's state."""
         return self.jacobian.outputs
 
-    def squares(self, signs: NDArray[np.int8]) -> Small:
-        """‖J_bᵀz_b‖² for probes of shape (n, k), to (k, B)."""
-        z = self._tensor(signs.T)
-        return np.asarray(self.jacobian.squared_norms(z).cpu().numpy(), dtype=np.float64)
+    def squares(self, probes: NDArray[np.float64]) -> Small:
+        """‖J_bᵀz_b‖² for probes of shape (n, k), every z_b scaled to the length √outputs, to (k, B)."""
+        z = self._tensor(probes.T)
+        found = self.jacobian.squared_norms(z)
+        lengths = self.jacobian.axes.to_samples(z).double().square().flatten(2).sum(2)
+        return np.asarray((found * (self.outputs / lengths)).cpu().numpy(), dtype=np.float64)
 
     def forward_squares(self, count: int, directions: Directions) -> Small:
         """‖J_b u_b‖² with a direction for every probe and sample: shape (count, B)."""
@@ -303,6 +305,6 @@ class TorchSamples:
         """What is known of the model, in words."""
         return self.jacobian.describe()
 
-    def _tensor(self, signs: NDArray[np.int8]) -> Tensor:
+    def _tensor(self, probes: NDArray[np.float64]) -> Tensor:
         function = self.jacobian.function
-        return torch.from_numpy(signs).to(function.device, function.dtype)
+        return torch.from_numpy(probes).to(function.device, function.dtype)

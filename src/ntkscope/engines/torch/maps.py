@@ -7,14 +7,13 @@ from typing import Any
 import array_api_compat.torch as array_api_torch
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkscope.engines.torch.finite import check_squares
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.operators.arrays import ArrayBlocks
 from ntkscope.operators.ledger import Ledger
-from ntkscope.operators.probes import random_signs
+from ntkscope.operators.probes import sphere_probes
 from ntkscope.operators.space import Small
 
 __all__ = ["ForwardMap", "KernelMap", "ReverseMap"]
@@ -36,11 +35,11 @@ class _JacobianMap(ArrayBlocks):
         """Where its products are entered."""
         return (self.jacobian.ledger,)
 
-    def signs(self, start: int, stop: int, *, seed: int, stream: int) -> Tensor:
-        """Random signs, shape (columns, stop - start)."""
+    def probes(self, start: int, stop: int, *, seed: int, stream: int) -> Tensor:
+        """Random probes on the sphere of radius √columns, shape (columns, stop - start)."""
         # Drawn and kept as rows: the transpose is free, and products take rows.
-        signs = random_signs(self.shape[1], start, stop, seed=seed, stream=stream)
-        return self._rows(signs.T).T
+        probes = sphere_probes(self.shape[1], start, stop, seed=seed, stream=stream)
+        return torch.from_numpy(probes.T).to(device=self._device, dtype=self._dtype).T
 
     def identity(self, start: int, stop: int) -> Tensor:
         """Columns of the identity, shape (columns, stop - start)."""
@@ -82,13 +81,14 @@ class _JacobianMap(ArrayBlocks):
         rows = block.reshape(size, -1).T.to(self._device, self._dtype)
         result = self.apply(rows.contiguous().T).detach()
         result = result[:, 0] if block.dim() == 1 else result
-        if not from_numpy:
-            return result
-        wide = result if result.dtype in (torch.float32, torch.float64) else result.float()
-        return wide.cpu().numpy()
+        return result.cpu().numpy() if from_numpy else result.to(self.jacobian.function.dtype)
 
-    def _rows(self, signs: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(signs).to(device=self._device, dtype=self._dtype)
+    def _to_rows(self, block: Tensor) -> Tensor:
+        """Rows in the model's dtype; blocks are in single precision at least."""
+        return block.T.to(self.jacobian.function.dtype)
+
+    def _from_rows(self, rows: Tensor) -> Tensor:
+        return rows.to(self._dtype).T
 
 
 class KernelMap(_JacobianMap):
@@ -100,7 +100,7 @@ class KernelMap(_JacobianMap):
     def apply(self, block: Tensor) -> Tensor:
         """K @ block."""
         self.jacobian.ledger.add(products=block.shape[1])
-        return self.jacobian.ntk(block.T).T
+        return self._from_rows(self.jacobian.ntk(self._to_rows(block)))
 
     @property
     def T(self) -> KernelMap:
@@ -116,11 +116,11 @@ class ReverseMap(_JacobianMap):
 
     def apply(self, block: Tensor) -> Tensor:
         """Jᵀ @ block."""
-        return self.jacobian.vjp(block.T).T
+        return self._from_rows(self.jacobian.vjp(self._to_rows(block)))
 
     def squares(self, block: Tensor) -> Small:
         """Squared lengths of Jᵀ @ block, chunk by chunk."""
-        return self._to_numpy(self.jacobian.vjp_squared_norms(block.T))
+        return self._to_numpy(self.jacobian.vjp_squared_norms(self._to_rows(block)))
 
     @property
     def T(self) -> ForwardMap:
@@ -138,7 +138,7 @@ class ForwardMap(_JacobianMap):
 
     def apply(self, block: Tensor) -> Tensor:
         """J @ block."""
-        return self.jacobian.jvp(block.T).T
+        return self._from_rows(self.jacobian.jvp(self._to_rows(block)))
 
     @property
     def T(self) -> ReverseMap:
