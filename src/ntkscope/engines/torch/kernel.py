@@ -80,6 +80,7 @@ class TorchEngine:
             "chunk_size": chunk_size,
         }
         self._samples: TorchSamples | Refusal | None = None
+        self._sizes: Sizes | None = None
 
     # What it is.
 
@@ -145,6 +146,11 @@ class TorchEngine:
 
     def sizes(self, kernels: int = 1) -> Sizes:
         """Counts to plan with."""
+        if self._sizes is None:
+            self._sizes = self._count()
+        return dataclasses.replace(self._sizes, kernels=kernels)
+
+    def _count(self) -> Sizes:
         forward = self.function.forward_size
         n, p = self.shape
         base = Sizes(
@@ -155,7 +161,6 @@ class TorchEngine:
             operations=forward.operations,
             elements=forward.elements,
             flops=forward.flops,
-            kernels=kernels,
             budget=self.budget,
             itemsize=self.function.state.element_size(),
         )
