@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 import operator
 import warnings
@@ -254,7 +255,8 @@ def test_what_cannot_be_recorded_is_still_measured(monkeypatch: pytest.MonkeyPat
     model, inputs = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
     expected = ntkscope.NTK(model, inputs).trace(method="exact").value
     monkeypatch.setattr(recorder, "NO_RECORDING", "this torch cannot record a model")
-    kernel = ntkscope.NTK(model, inputs)
+    # Of another module: what was recorded of the first one serves its next kernels.
+    kernel = ntkscope.NTK(copy.deepcopy(model), inputs)
     assert kernel.trace(method="exact").value == pytest.approx(expected)
     with pytest.raises(ValueError, match="this torch cannot record a model"):
         kernel.trace(method="per-sample")

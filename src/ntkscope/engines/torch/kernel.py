@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
+from ntkscope.engines.torch.samples import memo
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.probed import ProbedGradients
@@ -140,10 +142,19 @@ class TorchEngine:
         batch_dim = self._options["batch_dim"]
         if batch_dim is None:
             return Refusal("batch_dim=None says that they are coupled")
+        outputs = self._options["outputs"]
+        signature = [batch_dim, self._options["layer"], getattr(outputs, "__code__", outputs), self.budget]
+        known = memo.recall(self.function, signature)
+        if known is not None:
+            # Another way through the model than for the inputs before: it is traced anew.
+            with contextlib.suppress(StructureError):
+                return TorchSamples(known.taken_to(self.function, self.ledger))
         try:
-            return TorchSamples(SampleJacobian(self.function, batch_dim, self.budget, ledger=self.ledger))
+            jacobian = SampleJacobian(self.function, batch_dim, self.budget, ledger=self.ledger)
         except StructureError as error:
             return Refusal(str(error))
+        memo.keep(self.function, signature, jacobian)
+        return TorchSamples(jacobian)
 
     def sizes(self, kernels: int = 1) -> Sizes:
         """Counts to plan with."""

@@ -26,6 +26,9 @@ __all__ = ["LayerTap", "OwnModule", "unwrapped"]
 # Among a module's hooks, a key that none of the user's has.
 _TAP = -1
 
+# What nn.Module makes for every module, for itself alone.
+_OWN_OF_MODULES = frozenset(name for name, value in vars(nn.Module()).items() if hasattr(value, "copy"))
+
 # What holds other attributes, and is copied with them.
 _CONTAINERS = frozenset(
     (dict, list, set, collections.OrderedDict, collections.deque, collections.defaultdict)
@@ -117,9 +120,7 @@ class OwnModule:
             kept["_forward_hooks"] = collections.OrderedDict(kept["_forward_hooks"])
             kept["_forward_hooks"][_TAP] = self._tap.catch
 
-        self._containers = [
-            [name for name, value in kept.items() if type(value) in _CONTAINERS] for kept in self._kept
-        ]
+        self._containers = [_containers(kept) for kept in self._kept]
         self._is_put = False
 
     @contextmanager
@@ -143,9 +144,11 @@ class OwnModule:
         try:
             fresh = _Fresh()
             parametrize._cache_enabled, parametrize._cache = 0, {}
-            for module, kept, containers in zip(self._modules, self._kept, self._containers, strict=True):
+            for module, kept, (flat, deep) in zip(self._modules, self._kept, self._containers, strict=True):
                 attributes = dict(kept)
-                for name in containers:
+                for name in flat:
+                    attributes[name] = attributes[name].copy()
+                for name in deep:
                     attributes[name] = fresh(attributes[name])
                 object.__setattr__(module, "__dict__", attributes)
             yield
@@ -196,6 +199,21 @@ def _kept_attributes(module: nn.Module) -> dict[str, Any]:
     return kept
 
 
+def _containers(kept: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The attributes that are containers: torch's own, which hold no other, and the rest."""
+    names = [name for name, value in kept.items() if type(value) in _CONTAINERS]
+    flat = [
+        name
+        for name in names
+        if name in _OWN_OF_MODULES and not any(type(item) in _CONTAINERS for item in _items(kept[name]))
+    ]
+    return flat, [name for name in names if name not in flat]
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
 def _outside_inference(value: Any) -> Any:
     """A constant that was made in inference mode as one that gradients may pass by."""
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_inference():
@@ -215,10 +233,13 @@ def _outline(kept: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _members(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return [(str(key), id(item)) for key, item in value.items() if key != _TAP]
-    return [id(item) for item in value] if isinstance(value, (list, set, tuple)) else id(value)
+def _members(value: Any, depth: int = 4) -> Any:
+    """The objects that containers hold, which are copied themselves."""
+    if depth and isinstance(value, dict):
+        return [(str(key), _members(item, depth - 1)) for key, item in value.items() if key != _TAP]
+    if depth and isinstance(value, (list, tuple, collections.deque)):
+        return [_members(item, depth - 1) for item in value]
+    return sorted(map(id, value)) if isinstance(value, set) else id(value)
 
 
 class _Fresh:

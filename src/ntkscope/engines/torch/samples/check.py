@@ -129,14 +129,14 @@ class _Check:
         states: list[Tensor] = []
         first: tuple[range, _Evaluation] | None = None
         for part, linear in parts:
+            if len(states) == 1:
+                # Kept apart before others are added to it.
+                first = range(len(states[0])), _Evaluation(states[0], total.by_parameter())
             states.append(self._add(total, linear, part))
-            if first is None:
-                first = part, _Evaluation(states[0], total.by_parameter())
-        assert first is not None
         found = _Evaluation(torch.cat(states), total.by_parameter())
         if self._agrees_to_the_digit(found):
             return
-        part, exact = first
+        part, exact = first or (range(len(found.states)), found)
         noisy = self._evaluate(self._candidate.with_noise(part), part)
         self._compare_states(found.states, exact.states, noisy.states)
         self._compare_gradients(found.gradients, exact.gradients, noisy.gradients, len(part))

@@ -128,8 +128,23 @@ class SampleJacobian:
         Raises:
             StructureError: If the graph does not hold there.
         """
-        if not self.function.same_constants(function):
+        if self.function.constants() != function.constants():
             raise StructureError("the model's frozen parameters or buffers are others")
+        return self.taken_to(function, ledger)
+
+    def stripped(self) -> SampleJacobian:
+        """The graph and what follows from it alone, to be kept: no values, and nothing of the module."""
+        bare = copy.copy(self)
+        bare._whole, bare.ledger = None, Ledger()
+        del bare.function
+        return bare
+
+    def taken_to(self, function: StateFunction, ledger: Ledger) -> SampleJacobian:
+        """The same graph for a function with the same constants, checked as if it were new.
+
+        Raises:
+            StructureError: If the graph does not hold there.
+        """
         twin = copy.copy(self)
         twin.function, twin._whole = function, None
         twin._portions = twin._find_portions(self._portions.budget)
