@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,9 +203,19 @@ def _run(request: Request, options: Options, form: Callable[[list[Estimate], Cos
             start.run.grow(start.run.minimum)
             return finish(start.run.result(), way.name, None)
         run = MappedRun(start.run, lambda source: finish(source, way.name, options.seed))
-        name, exact = _exact_instead(request, problem, options, way, start, listener)
-        instead = None if exact is None else MappedRun(exact, lambda source: finish(source, name, None))
+        exact = _exact_instead(request, problem, options, way, start, listener)
+        instead = (
+            None if exact is None else MappedRun(exact.run, lambda source: finish(source, exact.name(), None))
+        )
         return drive(run, options, exact=instead, progress=listener.listener)
+
+
+@dataclass(frozen=True)
+class _Instead:
+    """An exact run in place of an estimate, and how it is named where it has run."""
+
+    name: Callable[[], str]
+    run: Run[MomentSource]
 
 
 def _exact_instead(
@@ -214,24 +225,29 @@ def _exact_instead(
     way: Way,
     start: Start,
     listener: ProgressListener,
-) -> tuple[str, Run[MomentSource] | None]:
-    """What is run in place of an estimate that would cost as much: its name, and the run.
+) -> _Instead | None:
+    """What is run in place of an estimate that would cost as much.
 
     A method that was asked for by name is taken at its word until its products would give every
     column of the kernels; random probes of single samples, and what ``"auto"`` chose, until the
     cheapest exact way costs as much.
     """
-    best = exact_instead(problem, way)
-    if best is None:
-        return "exact", start.exact
-    exact, price = best
+    if problem.engines is None:
+        return None if start.exact is None else _Instead(lambda: "exact", start.exact)
     if way.needs_model and not options.to_tolerance:
-        return "", None
+        return None
+    best = functools.cache(lambda: exact_instead(problem, way))
+    price = None
     if not way.needs_model and request.method != "auto":
         if start.exact is None:
-            return "", None
+            return None
+        # The structure of a model is looked for only where this is paid.
         price = start.exact.minimum
-    return exact.name, Priced(lambda: exact.start(problem, options.seed, listener).run, price)
+    run = Priced(
+        lambda: best().way.start(problem, options.seed, listener).run,
+        best().products if price is None else price,
+    )
+    return _Instead(lambda: best().way.name, run)
 
 
 def _start(

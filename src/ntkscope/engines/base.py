@@ -107,7 +107,8 @@ class Samples(Protocol):
         """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs.
 
         Every z_b is scaled to the length √outputs, so that z_b of a point on the sphere, or of a
-        normal vector, is uniform on the sphere of its sample.
+        normal vector, is uniform on the sphere of its sample. Where the outputs of a sample fall into
+        strata that are known without looking at a probe, each of m outputs has the length √m.
         """
         ...
 

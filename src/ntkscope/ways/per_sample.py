@@ -62,8 +62,9 @@ class PerSample(_PerSampleTrace):
 
     z_b is uniform on the sphere of radius √s, s the outputs of a sample. The probes' cross-terms
     between samples, which only add noise, are never formed: the variance falls from
-    2(‖K‖²_F − tr²K/n) to 2s/(s+2) Σ_b(‖K_bb‖²_F − tr²K_bb/s), which is 0 for one output. Few probes
-    of a batch tell it already, since every sample shows its own part of it.
+    2(‖K‖²_F − tr²K/n) to 2s/(s+2) Σ_b(‖K_bb‖²_F − tr²K_bb/s), which is 0 for one output, and less
+    where outputs that are 0 (of a ReLU, say) have a sphere of their own. Few probes of a batch tell it
+    already, since every sample shows its own part of it.
     """
 
     name = method = "per-sample"

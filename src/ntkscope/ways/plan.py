@@ -14,7 +14,7 @@ from ntkscope.settings import Options
 from ntkscope.ways.base import Problem, Way
 from ntkscope.ways.table import WAYS
 
-__all__ = ["Plan", "Prediction", "choose", "exact_instead", "make_plan", "predict", "ways_of"]
+__all__ = ["Exact", "Plan", "Prediction", "choose", "exact_instead", "make_plan", "predict", "ways_of"]
 
 # An ordinary processor.
 _USUAL = Machine(flops=5e10, elements=1e9, call=5e-6)
@@ -146,21 +146,26 @@ def ways_of(quantity: str, problem: Problem, method: str, options: Options) -> I
     yield from (w.way for w in rest if method == "auto" or w.exact)
 
 
-def exact_instead(problem: Problem, way: Way) -> tuple[Way, int] | None:
+@dataclass(frozen=True)
+class Exact:
+    """An exact way, and the products of another way that it is worth."""
+
+    way: Way
+    products: int
+
+
+def exact_instead(problem: Problem, way: Way) -> Exact:
     """The cheapest exact way of models' kernels, and the products of another way that it is worth.
 
     Prices come from counts at fixed speeds: where a run ends must not depend on the clock.
     """
     sizes = problem.sizes
-    if sizes is None:
-        return None
+    assert sizes is not None
     ways = [w for w in WAYS if w.is_exact and w.needs_model and w.serves(problem.of_products)]
     possible = [w for w in ways if not w.why_not(problem)]
-    if not possible:
-        return None
     best = min(possible, key=lambda w: w.seconds(sizes, _USUAL, problem.rtol))
     price = best.seconds(sizes, _USUAL, problem.rtol) / way.product_seconds(sizes, _USUAL)
-    return best, math.ceil(price)
+    return Exact(best, math.ceil(price))
 
 
 def _pays_for_exact(problem: Problem, options: Options) -> bool:

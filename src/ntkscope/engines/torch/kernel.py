@@ -24,6 +24,7 @@ from ntkscope.engines.torch.modes import undisturbed
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.probed import ProbedGradients
+from ntkscope.engines.torch.samples.strata import on_spheres, strata_of
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel, kernel_inner_products
 from ntkscope.engines.torch.state import StateFunction
@@ -80,6 +81,7 @@ class TorchEngine:
             "chunk_size": chunk_size,
         }
         self._samples: TorchSamples | Refusal | None = None
+        self._sizes: Sizes | None = None
 
     # What it is.
 
@@ -145,6 +147,11 @@ class TorchEngine:
 
     def sizes(self, kernels: int = 1) -> Sizes:
         """Counts to plan with."""
+        if self._sizes is None:
+            self._sizes = self._count()
+        return dataclasses.replace(self._sizes, kernels=kernels)
+
+    def _count(self) -> Sizes:
         forward = self.function.forward_size
         n, p = self.shape
         base = Sizes(
@@ -155,7 +162,6 @@ class TorchEngine:
             operations=forward.operations,
             elements=forward.elements,
             flops=forward.flops,
-            kernels=kernels,
             budget=self.budget,
             itemsize=self.function.state.element_size(),
         )
@@ -233,6 +239,7 @@ class TorchSamples:
     def __init__(self, jacobian: SampleJacobian) -> None:
         self.jacobian = jacobian
         self._tangents: SampleTangents | None = None
+        self._strata: tuple[Tensor | None] | None = None
 
     @property
     def batch(self) -> int:
@@ -245,11 +252,17 @@ class TorchSamples:
         return self.jacobian.outputs
 
     def squares(self, probes: NDArray[np.float64]) -> Small:
-        """‖J_bᵀz_b‖² for probes of shape (n, k), every z_b scaled to the length √outputs, to (k, B)."""
-        z = self._tensor(probes.T)
-        found = self.jacobian.squared_norms(z)
-        lengths = self.jacobian.axes.to_samples(z).double().square().flatten(2).sum(2)
-        return np.asarray((found * (self.outputs / lengths)).cpu().numpy(), dtype=np.float64)
+        """‖J_bᵀz_b‖² for probes of shape (n, k), the strata of every z_b on their spheres, to (k, B)."""
+        z = self._tensor(np.ascontiguousarray(probes.T))
+        scales = on_spheres(self.jacobian.axes.to_samples(z), self._silent())
+        return np.asarray((self.jacobian.squared_norms(z) * scales).cpu().numpy(), dtype=np.float64)
+
+    def _silent(self) -> Tensor | None:
+        """Which outputs are 0 in the batch, as a ReLU leaves them; ``None`` where they make no strata."""
+        if self._strata is None:
+            state = self.jacobian.axes.to_samples(self.jacobian.function.state.reshape(1, -1))[0].flatten(1)
+            self._strata = strata_of(state == 0)
+        return self._strata[0]
 
     def forward_squares(self, count: int, directions: Directions) -> Small:
         """‖J_b u_b‖² with a direction for every probe and sample: shape (count, B)."""

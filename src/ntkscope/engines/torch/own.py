@@ -26,6 +26,11 @@ __all__ = ["LayerTap", "OwnModule", "unwrapped"]
 # Among a module's hooks, a key that none of the user's has.
 _TAP = -1
 
+# What holds other attributes, and is copied with them.
+_CONTAINERS = frozenset(
+    (dict, list, set, collections.OrderedDict, collections.deque, collections.defaultdict)
+)
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside of wrappers that compute the same function.
@@ -112,16 +117,37 @@ class OwnModule:
             kept["_forward_hooks"] = collections.OrderedDict(kept["_forward_hooks"])
             kept["_forward_hooks"][_TAP] = self._tap.catch
 
+        self._containers = [
+            [name for name, value in kept.items() if type(value) in _CONTAINERS] for kept in self._kept
+        ]
+        self._is_put = False
+
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
-        """The attributes of every submodule as they were, and afterwards as they are."""
+        """The attributes of every submodule as they were, and afterwards as they are; once for all within."""
+        if self._is_put:
+            yield
+            return
+        self._is_put = True
+        try:
+            with self._afresh():
+                yield
+        finally:
+            self._is_put = False
+
+    @contextmanager
+    def _afresh(self) -> Iterator[None]:
+        """As they were, even within a context in which a call has left something behind."""
         present = [module.__dict__ for module in self._modules]
         cached = parametrize._cache_enabled, parametrize._cache
         try:
             fresh = _Fresh()
             parametrize._cache_enabled, parametrize._cache = 0, {}
-            for module, kept in zip(self._modules, self._kept, strict=True):
-                object.__setattr__(module, "__dict__", {name: fresh(value) for name, value in kept.items()})
+            for module, kept, containers in zip(self._modules, self._kept, self._containers, strict=True):
+                attributes = dict(kept)
+                for name in containers:
+                    attributes[name] = fresh(attributes[name])
+                object.__setattr__(module, "__dict__", attributes)
             yield
         finally:
             _insist(lambda: _put_back(self._modules, present, cached))
@@ -134,7 +160,7 @@ class OwnModule:
     def call(self, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The state, with these parameters and buffers in place of the module's own."""
         named = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        with self.as_it_was():
+        with self._afresh():
             return functional_call(self._watched, named, args, kwargs)
 
 
@@ -203,7 +229,7 @@ class _Fresh:
 
     def __call__(self, value: Any) -> Any:
         kind = type(value)
-        if kind not in (dict, list, set, collections.OrderedDict, collections.deque, collections.defaultdict):
+        if kind not in _CONTAINERS:
             return value
         if id(value) in self._known:
             return self._known[id(value)]

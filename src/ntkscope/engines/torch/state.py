@@ -154,7 +154,8 @@ class StateFunction:
         args, kwargs = as_arguments(pytree.tree_map_only(Tensor, torch.clone, inputs))
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         own = {} if parameters is None else {**self._frozen, **parameters}
-        with self.operations():
+        # The call puts the module's attributes back by itself.
+        with undisturbed(), differentiable_operations(recurrent=self._recurrent):
             state: Tensor = self._own.call({**own, **buffers}, args, kwargs)
             return state
 
