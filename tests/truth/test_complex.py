@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,6 +57,38 @@ class Conjugated(nn.Module):
         return torch.fft.ifft(y @ self.weight.mH).real * self.scale
 
 
+class _Sine(torch.autograd.Function):
+    """Without a forward mode, so that products Ju are second derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * ctx.saved_tensors[0].cos()
+
+
+def _clamped(x: Tensor) -> Tensor:
+    return _Sine.apply(x).clamp(-0.9, 0.9)
+
+
+class AfterOdd(nn.Module):
+    """Complex parameters behind an odd number of real ones."""
+
+    def __init__(self, bend: Callable[[Tensor], Tensor], width: int = 3) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, width, dtype=torch.double)
+        self.pole = nn.Parameter(torch.randn(width, dtype=torch.cdouble))
+        self.scale = nn.Parameter(torch.randn((), dtype=torch.double))
+        self.mix = nn.Parameter(torch.randn(width, 2, dtype=torch.cdouble))
+        self.bend = bend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (self.bend(self.first(x)) * self.pole @ self.mix.conj()).imag
+
+
 MODELS = [Intensity, Phases, Conjugated]
 
 
@@ -80,6 +115,20 @@ def test_products(kind: type[nn.Module]) -> None:
     torch.testing.assert_close(ntk.vjp(z), jacobian.T @ z, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(ntk.jvp(u), jacobian @ u, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(ntk @ z, jacobian @ (jacobian.T @ z), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("bend", [torch.sin, _Sine.apply, _clamped])
+def test_products_where_pairs_begin_at_odd_places(
+    bend: Callable[[Tensor], Tensor], width: int, rows: int
+) -> None:
+    torch.manual_seed(0)
+    model, x = AfterOdd(bend, width), torch.randn(3, 4, dtype=torch.double)
+    ntk, jacobian = NTK(model, x), dense(model, lambda: model(x)).jacobian
+    u = torch.randn(ntk.n_params, rows, dtype=torch.double)
+    torch.testing.assert_close(ntk.jvp(u), jacobian @ u, rtol=1e-10, atol=1e-10)
+    check_model(model, x, lambda: model(x))
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -138,10 +138,13 @@ class Jacobian:
 
     def _unflatten(self, u: Tensor) -> Parameters:
         pieces = u.split(list(self._sizes.values()), dim=1)
-        return {
-            name: piece.reshape(u.shape[0], *tensor.shape).to(tensor.dtype)
-            for piece, (name, tensor) in zip(pieces, self.function.parameters.items(), strict=True)
-        }
+        blocks = {}
+        for piece, (name, tensor) in zip(pieces, self.function.parameters.items(), strict=True):
+            block = piece.reshape(u.shape[0], *tensor.shape).to(tensor.dtype)
+            # Pairs of numbers are seen as complex ones only where they begin at an even place.
+            pairs = self.function.is_complex(name)
+            blocks[name] = block.clone(memory_format=torch.contiguous_format) if pairs else block
+        return blocks
 
 
 def _squared_norms(block: Tensor) -> Tensor:

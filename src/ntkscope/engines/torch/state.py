@@ -166,6 +166,10 @@ class StateFunction:
         """The user's own module."""
         return self._own.model
 
+    def is_complex(self, name: str) -> bool:
+        """Whether a parameter is complex, so that it is two real ones here."""
+        return name in self._complex
+
     def __call__(self, parameters: Mapping[str, Tensor], inputs: Any = None) -> Tensor:
         """The state at these parameters and inputs; of ``output_shape`` for the batch.
 
