@@ -44,11 +44,6 @@ GENERAL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = 
         lambda: random(4, 3),
         "used by mul, which has no rule",
     ),
-    "both-arguments": (
-        lambda: Function(lambda m, x: x @ F.linear(m.weight, m.weight), weight=torch.randn(3, 3)),
-        lambda: random(4, 3),
-        "used as input, weight of linear",
-    ),
     "in-a-list": (
         lambda: Function(
             lambda m, x: torch.cat([x, m.weight.expand(len(x), -1)], 1) ** 2, weight=torch.randn(1, 3)
@@ -60,11 +55,6 @@ GENERAL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = 
         lambda: Function(lambda m, x: torch.stack([x[:, 0], x[:, 1]], 1) * m.weight, weight=torch.randn(())),
         lambda: random(4, 3),
         "used by mul, which has no rule",
-    ),
-    "a-part-alone": (
-        lambda: Function(lambda m, x: F.linear(x, m.weight[:2]), weight=torch.randn(4, 3)),
-        lambda: random(4, 3),
-        "used by slice, which has no rule",
     ),
 }
 
