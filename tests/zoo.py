@@ -524,7 +524,6 @@ _REUSE = [
         "weight-and-its-transpose",
         lambda: Function(lambda m, x: torch.tanh(x @ m.weight.T) @ m.weight, weight=torch.randn(3, 4)),
         _rand(3, 4),
-        general=("weight",),
     ),
     _case(
         "bias-shared-by-two-layers",
@@ -630,7 +629,6 @@ _BASIC = [
             lambda m, x: F.linear(x[:, :2], m.weight[:, :2]) * m.weight[0, 3], weight=torch.randn(3, 4)
         ),
         _rand(3, 4),
-        general=("weight",),
     ),
     _case("in-place", _inplace_residual, _rand(4, 4)),
     _case(
@@ -638,12 +636,11 @@ _BASIC = [
         lambda: nn.Sequential(nn.SiLU(inplace=True), nn.Linear(4, 3)),
         _rand(4, 4),
     ),
-    _case("weight-norm-old", _old_weight_norm, _rand(4, 4), general=("0.weight_g", "0.weight_v")),
+    _case("weight-norm-old", _old_weight_norm, _rand(4, 4)),
     _case(
         "weight-norm-new",
         _new_weight_norm,
         _rand(4, 4),
-        general=("0.parametrizations.weight.original0", "0.parametrizations.weight.original1"),
     ),
     _case("fewer-parameters-than-states", lambda: nn.Linear(2, 1), _rand(9, 2)),
     _case("one-state", _sequential(lambda: nn.Linear(4, 3), nn.Tanh, lambda: nn.Linear(3, 1)), _rand(1, 4)),

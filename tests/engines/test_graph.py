@@ -124,7 +124,6 @@ def test_every_general_parameter_has_a_reason(case: Case) -> None:
 @pytest.mark.parametrize(
     ("name", "parameter", "reason"),
     [
-        ("weight-and-its-transpose", "weight", "which has no rule"),
         ("instance-norm", "1.weight", "used by "),
     ],
 )

@@ -14,6 +14,7 @@ from ntkscope.engines.torch.graph.groups import runs_of
 from ntkscope.engines.torch.reverse.autograd import AutogradReverse
 from ntkscope.engines.torch.reverse.written import pointwise, program
 from ntkscope.engines.torch.reverse.written.run import ProgramReverse
+from ntkscope.engines.torch.samples.derived import derived_weights
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Gradient, Linearization
 from reference import dense
@@ -79,12 +80,14 @@ def test_early_outputs_are_pulled_back_through_earlier_steps_alone() -> None:
 
 def _both(structure: SampleJacobian) -> tuple[Linearization, Linearization]:
     function, graph = structure.function, structure.graph
-    values, leaves = function.parameters, structure.axes.split(function.inputs, range(structure.batch))
+    leaves = structure.axes.split(function.inputs, range(structure.batch))
+    derived = derived_weights(graph, function.parameters)
+    values = graph.weights(function.parameters)
     ways = (
         ProgramReverse(_programmed(structure), values, leaves),
         AutogradReverse(graph, values, leaves, function.device),
     )
-    first, second = (Linearization(graph, structure.groups, way) for way in ways)
+    first, second = (Linearization(graph, structure.groups, way, derived) for way in ways)
     torch.testing.assert_close(first.state, second.state, rtol=1e-12, atol=1e-12)
     return first, second
 

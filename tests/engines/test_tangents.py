@@ -11,7 +11,7 @@ from ntkscope.engines.torch.samples.tangents import SampleTangents
 from zoo import BY_NAME, INDEPENDENT, Case, each, paper_gru
 
 # torch's forward mode does not see the padding; the others have no forward mode.
-NO_FORWARD = {"embedding-padding", "weight-norm-old", "weight-norm-new"}
+NO_FORWARD = {"embedding-padding"}
 
 
 def _identity(tangents: SampleTangents, batch: int) -> Tensor:

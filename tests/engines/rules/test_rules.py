@@ -35,24 +35,17 @@ GENERAL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = 
         "used as input of linear",
     ),
     "no-rule": (
-        lambda: Function(lambda m, x: x * m.weight.cumsum(0), weight=torch.randn(3)),
+        lambda: Function(lambda m, x: torch.cdist(x, m.weight), weight=torch.randn(2, 3)),
         lambda: random(4, 3),
-        "used by cumsum, which has no rule",
-    ),
-    "both-arguments": (
-        lambda: Function(lambda m, x: x @ F.linear(m.weight, m.weight), weight=torch.randn(3, 3)),
-        lambda: random(4, 3),
-        "used as input, weight of linear",
+        "used by cdist, which has no rule",
     ),
     "in-a-list": (
-        lambda: Function(lambda m, x: x @ torch.block_diag(m.weight, m.weight), weight=torch.randn(2, 3)),
+        lambda: Function(
+            lambda m, x: torch.stack([torch.block_diag(y, m.weight) for y in x]) ** 2,
+            weight=torch.randn(2, 3),
+        ),
         lambda: random(3, 4),
         "used by block_diag, which has no rule",
-    ),
-    "a-part-alone": (
-        lambda: Function(lambda m, x: F.linear(x, m.weight[:2]), weight=torch.randn(4, 3)),
-        lambda: random(4, 3),
-        "used by slice, which has no rule",
     ),
 }
 

@@ -53,7 +53,7 @@ def groups_of(graph: Graph) -> list[Group]:
             uses[block].append((number, role))
     together: dict[Any, list[str]] = defaultdict(list)
     for block, own in uses.items():
-        joint = all(graph.uses[number].rule.joint for number, _ in own)
+        joint = all(graph.uses[number].rule.joint for number, _ in own) and not graph.is_derived(block)
         numbers = tuple(number for number, _ in own)
         together[numbers if joint and len(set(numbers)) == len(numbers) else block].append(block)
     groups = []

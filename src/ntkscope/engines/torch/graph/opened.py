@@ -9,14 +9,16 @@ operation's output; the gradient with respect to the tap is the δ that the rule
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ntkscope.engines.torch.errors import no_structure
+from ntkscope.engines.torch.graph.derived import Derivation, separate
 from ntkscope.engines.torch.graph.operators import (
     casts,
     drop_dead,
@@ -63,7 +65,7 @@ class Graph:
     Attributes:
         graph: The operations; ``meta`` of a node holds the shape and dtype of its value for one sample.
         constants: The tensors that the graph reads, by name.
-        names: The parameters, in order.
+        names: The parameters, in order, and then the weights that are derived from others.
         general: Those with a use that no rule knows.
         blocks: Name of the parameter that each block of parameters is a view of.
         views: The operations that make each block of its parameter, in order.
@@ -71,6 +73,7 @@ class Graph:
         pieces: The parts of the state.
         why_general: For each of the general ones.
         own_backward: Names of the autograd functions with a backward of their own, on the state's way.
+        derivation: How weights are derived from parameters, where they are.
     """
 
     graph: fx.Graph
@@ -83,11 +86,26 @@ class Graph:
     why_general: dict[str, str] = field(default_factory=dict)
     views: dict[str, tuple[fx.Node, ...]] = field(default_factory=dict)
     own_backward: tuple[str, ...] = ()
+    derivation: Derivation | None = None
 
     @functools.cached_property
     def module(self) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
         """The graph as a callable."""
         return fx.GraphModule(self.constants, self.graph)
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, int]:
+        """Numbers in each parameter and derived weight."""
+        holders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        return {name: math.prod(node.meta["shape"]) for name, node in zip(self.names, holders, strict=False)}
+
+    def is_derived(self, block: str) -> bool:
+        """Whether it is a weight that is derived from parameters."""
+        return self.derivation is not None and block in self.derivation.weights
+
+    def weights(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters by name, and the weights that are derived from them; gradients flow through."""
+        return dict(parameters) | (self.derivation.of(parameters) if self.derivation else {})
 
 
 def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample: Sequence[Tensor]) -> Graph:
@@ -101,18 +119,20 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
     Raises:
         StructureError: If it cannot be traced.
     """
-    names = tuple(parameters)
+    names = given = tuple(parameters)
 
     def flat(*tensors: Tensor) -> Tensor:
-        values = dict(zip(names, tensors[: len(names)], strict=True))
-        return function(values, list(tensors[len(names) :]))
+        values = dict(zip(given, tensors[: len(given)], strict=True))
+        return function(values, list(tensors[len(given) :]))
 
     # As leaves, so that what forward differentiates, and whose backward is its own, can be told.
     leaves = [value.detach().requires_grad_() for value in parameters.values()]
     with no_structure("the model cannot be traced"):
-        graph = _Opening(record(flat, [*leaves, *sample]), names).graph()
+        recording = record(flat, [*leaves, *sample])
+        names, derivation = separate(recording, names)
+        graph = replace(_Opening(recording, names).graph(), derivation=derivation)
         # FX makes a program of it, which may fail as well.
-        _ = graph.module
+        _ = graph.module, derivation and derivation.module
         return graph
 
 

@@ -26,13 +26,17 @@ __all__ = [
     "drop_dead",
     "expands",
     "flat_arguments_of",
+    "is_entrywise",
     "is_move",
     "is_pointwise",
     "is_random",
+    "is_transpose",
     "joins",
+    "matrix_product",
     "name_of",
     "on_meta",
     "rearranges",
+    "reduced_axes",
     "splits",
     "unbound_axis",
     "view_of",
@@ -198,6 +202,44 @@ def is_pointwise(node: fx.Node) -> bool:
     if node.op != "call_function" or not isinstance(target, OpOverload):
         return False
     return torch.Tag.pointwise in target.tags and torch.Tag.nondeterministic_seeded not in target.tags
+
+
+def is_entrywise(node: fx.Node) -> bool:
+    """As :func:`is_pointwise`, or so in its first argument: triangles and quantisation."""
+    name = name_of(node)
+    return is_pointwise(node) or name in ("tril", "triu", "where") or name.startswith("fake_quantize")
+
+
+def is_transpose(node: fx.Node) -> bool:
+    """Whether it swaps the axes of a matrix, where its argument is one."""
+    target: Any = node.target
+    turned = target(torch.empty(2, 3, device="meta"), *node.args[1:], **node.kwargs)
+    return tuple(turned.shape) == (3, 2)
+
+
+def matrix_product(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
+    """Both factors of a product, and what is added to it; of ``linear`` the second one is transposed."""
+    names = {"mm": ("self", "mat2"), "matmul": ("self", "other"), "mv": ("self", "vec")}
+    names |= {"linear": ("input", "weight"), "addmm": ("mat1", "mat2")}
+    if name_of(node) not in names:
+        return None
+    arguments = arguments_of(node)
+    if any(arguments.get(scale, 1) != 1 for scale in ("alpha", "beta")):
+        return None
+    left, right = (arguments[name] for name in names[name_of(node)])
+    return left, right, arguments["self"] if name_of(node) == "addmm" else arguments.get("bias")
+
+
+def reduced_axes(node: fx.Node, dims: int) -> set[int] | None:
+    """The axes of its argument, of so many, that a sum, a mean or a norm makes one number of."""
+    name = name_of(node)
+    if name == "norm_except_dim":
+        return set(range(dims)) - {arguments_of(node)["dim"] % dims}
+    if name not in ("sum", "mean", "norm", "linalg_vector_norm", "amax", "amin", "var", "std"):
+        return None
+    axes = arguments_of(node).get("dim")
+    axes = [axes] if isinstance(axes, int) else axes
+    return {axis % dims for axis in axes} if axes else set(range(dims))
 
 
 def is_random(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.modes import differentiable_operations
 from ntkscope.engines.torch.reverse.base import OutputGradients, one_hot_probes
 
-__all__ = ["AutogradReverse"]
+__all__ = ["AutogradReverse", "batched_gradients"]
 
 
 class AutogradReverse:
@@ -84,24 +84,42 @@ class AutogradReverse:
     def _gradients(
         self, targets: list[Tensor], leaves: list[Tensor], probes: list[Tensor]
     ) -> list[Tensor | None]:
-        """For all probes together where that works, else one by one."""
-        # One probe alone needs no batch, whose overhead is felt where operations are small.
-        if self._together and len(probes[0]) > 1:
-            try:
-                together = torch.autograd.grad(
-                    targets, leaves, probes, is_grads_batched=True, retain_graph=True, allow_unused=True
-                )
-                return list(together)
-            except Exception as error:
-                # Some backward passes cannot be batched (sparse matrices), and say so in many ways.
-                if is_out_of_memory(error):
-                    raise
-                self._together = False
-        rows = [
-            torch.autograd.grad(
-                targets, leaves, [probe[row] for probe in probes], retain_graph=True, allow_unused=True
+        found, self._together = batched_gradients(targets, leaves, probes, together=self._together)
+        return found
+
+
+def batched_gradients(
+    targets: list[Tensor], leaves: list[Tensor], probes: list[Tensor], *, together: bool
+) -> tuple[list[Tensor | None], bool]:
+    """Gradients of the leaves for all probes, which come first in each block of ``probes``.
+
+    Args:
+        targets: What is differentiated.
+        leaves: By what.
+        probes: Gradients of the targets.
+        together: Whether to try all at once, and not one by one.
+
+    Returns:
+        The gradients, ``None`` for a leaf that is not reached, and whether trying at once is worth it again.
+    """
+    # One probe alone needs no batch, whose overhead is felt where operations are small.
+    if together and len(probes[0]) > 1:
+        try:
+            found = torch.autograd.grad(
+                targets, leaves, probes, is_grads_batched=True, retain_graph=True, allow_unused=True
             )
-            for row in range(len(probes[0]))
-        ]
-        # Whether a leaf is reached does not depend on the probe.
-        return [None if of_leaf[0] is None else torch.stack(of_leaf) for of_leaf in zip(*rows, strict=True)]
+            return list(found), True
+        except Exception as error:
+            # Some backward passes cannot be batched (sparse matrices), and say so in many ways.
+            if is_out_of_memory(error):
+                raise
+            together = False
+    rows = [
+        torch.autograd.grad(
+            targets, leaves, [probe[row] for probe in probes], retain_graph=True, allow_unused=True
+        )
+        for row in range(len(probes[0]))
+    ]
+    # Whether a leaf is reached does not depend on the probe.
+    stacked = [None if of_leaf[0] is None else torch.stack(of_leaf) for of_leaf in zip(*rows, strict=True)]
+    return stacked, together

@@ -99,6 +99,11 @@ class Rule:
     positions: bool = False
     shape: ShapeOf = _matrix_shape
 
+    @property
+    def is_formed(self) -> bool:
+        """Whether the gradient is formed by reading δ once: the parameter is no weight of a layer."""
+        return self.shape is formed_shape
+
     def takes(self, name: str) -> bool:
         """Whether an argument of this name may be a parameter."""
         return _bare(name) in self.parameters

@@ -80,6 +80,21 @@ def contraction_rule(operation: Any, describe: Describe, *names: str) -> None:
         return _contraction_of(of_one, name, tuple(arguments[name].shape)).group_shape(output)
 
     add_rule(operation, Rule(names, names, factor, applies, shape=shape))
+    _DESCRIBED[operation] = written
+
+
+#: ``written(arguments, leading)`` of each operation, with so many axes before those of one sample.
+_DESCRIBED: dict[Any, Callable[[Arguments, int], Written]] = {}
+
+
+def is_product(operation: Any) -> bool:
+    """Whether an operation is a matrix product or a sum with one, however it is written."""
+    return operation in _DESCRIBED
+
+
+def product_of(operation: Any, arguments: Arguments) -> Written:
+    """A product in labels, from the arguments for one sample."""
+    return _DESCRIBED[operation](arguments, 0)
 
 
 # What the operations are.

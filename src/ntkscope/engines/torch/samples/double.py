@@ -12,6 +12,7 @@ from ntkscope.engines.torch.graph.groups import groups_of
 from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.reverse.autograd import AutogradReverse
 from ntkscope.engines.torch.samples.axes import SampleAxes
+from ntkscope.engines.torch.samples.derived import derived_weights
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.samples.sums import BatchGradient
 from ntkscope.engines.torch.state import StateFunction
@@ -56,18 +57,22 @@ def _by_samples(
 ) -> dict[str, torch.Tensor]:
     """The sum of the samples' gradients by the graph."""
     # A copy, so that the compiled module of the narrow one is not taken along.
+    constants = copy.deepcopy(graph.constants).double()
     doubled = dataclasses.replace(
         graph,
-        constants=copy.deepcopy(graph.constants).double(),
+        constants=constants,
+        derivation=graph.derivation and dataclasses.replace(graph.derivation, constants=constants),
         uses=tuple(dataclasses.replace(use, dtype=torch.float64) for use in graph.uses),
     )
     groups = groups_of(doubled)
     probe = axes.to_samples(z.reshape(1, -1))
     total = BatchGradient(doubled, wide.parameters)
+    derived = derived_weights(doubled, wide.parameters)
+    weights = wide.parameters | (derived.values if derived else {})
     for start in range(0, axes.batch, samples):
         part = range(start, min(start + samples, axes.batch))
         leaves = axes.split(wide.inputs, part)
-        reverse = AutogradReverse(doubled, wide.parameters, leaves, z.device)
-        linear = Linearization(doubled, groups, reverse)
+        reverse = AutogradReverse(doubled, weights, leaves, z.device)
+        linear = Linearization(doubled, groups, reverse, derived)
         total.add(linear.pull(probe[:, part.start : part.stop]))
     return total.by_parameter()

@@ -25,6 +25,7 @@ from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Portions, is_out_of_me
 from ntkscope.engines.torch.reverse.pick import pick_reverse
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes
 from ntkscope.engines.torch.samples.check import Candidate, ValuesError, check_structure
+from ntkscope.engines.torch.samples.derived import derived_weights
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.samples.rounding import linearize_with_noise
 from ntkscope.engines.torch.state import StateFunction
@@ -92,6 +93,7 @@ class SampleJacobian:
             self.groups = groups_of(self.graph)
             self._portions = self._find_portions(budget)
             self._reverse = pick_reverse(self.graph, runs_of(self.groups))
+            self._derived = derived_weights(self.graph, self.function.parameters)
 
     def _trace(self, number: int) -> Graph:
         function = self.function
@@ -119,8 +121,9 @@ class SampleJacobian:
         """The graph of some samples, run forward once."""
         function = self.function
         leaves = self.axes.split(function.inputs, samples)
-        reverse = self._reverse.begin(function.parameters, leaves, function.device)
-        return Linearization(self.graph, self.groups, reverse)
+        weights = function.parameters | (self._derived.values if self._derived else {})
+        reverse = self._reverse.begin(weights, leaves, function.device)
+        return Linearization(self.graph, self.groups, reverse, self._derived)
 
     def at(self, function: StateFunction, ledger: Ledger) -> SampleJacobian:
         """The same graph at other parameters of the same model, checked as if it were new.
@@ -134,6 +137,7 @@ class SampleJacobian:
         twin.function, twin._whole = function, None
         twin._portions = twin._find_portions(self._portions.budget)
         twin.ledger = ledger
+        twin._derived = derived_weights(twin.graph, function.parameters)
         twin._check()
         return twin
 
@@ -159,7 +163,8 @@ class SampleJacobian:
     @property
     def general_size(self) -> int:
         """Parameters that take the general way."""
-        return sum(self.function.parameters[name].numel() for name in self.graph.general)
+        sizes = self.graph.sizes
+        return sum(sizes[name] for name in self.graph.general)
 
     def gradient_flops(self) -> float:
         """Multiply-adds of the gradients' norms, for one sample and probe."""
@@ -179,6 +184,8 @@ class SampleJacobian:
             lines[0] += f", the state comes in {len(self.graph.pieces):,} pieces"
         if self._reverse.words:
             lines[0] += f", {self._reverse.words}"
+        if self.graph.derivation is not None:
+            lines[0] += f", {len(self.graph.derivation.weights):,} weights derived from parameters"
         for name, reason in self.graph.why_general.items():
             lines.append(f"  {name} takes the general way: {reason}")
         return "\n".join(lines)

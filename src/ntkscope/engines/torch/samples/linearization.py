@@ -13,6 +13,7 @@ from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.graph.opened import Graph, Use
 from ntkscope.engines.torch.reverse.base import OutputGradients, Reverse
 from ntkscope.engines.torch.rules import Arguments
+from ntkscope.engines.torch.samples.derived import DerivedWeights
 
 __all__ = ["Gradient", "Linearization"]
 
@@ -31,9 +32,23 @@ class Gradient:
 
 
 class Linearization:
-    """The graph of some samples at fixed parameters, run forward once, ready for many backward passes."""
+    """The graph of some samples at fixed parameters, run forward once, ready for many backward passes.
 
-    def __init__(self, graph: Graph, groups: Sequence[Group], reverse: Reverse) -> None:
+    Args:
+        graph: The state of one sample.
+        groups: Its parameters that rules know.
+        reverse: The reverse passes.
+        derived: The weights that are derived from parameters, where there are any.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        groups: Sequence[Group],
+        reverse: Reverse,
+        derived: DerivedWeights | None = None,
+    ) -> None:
+        self._derived = derived
         self._graph = graph
         self._groups = groups
         self._reverse = reverse
@@ -70,7 +85,7 @@ class Linearization:
             factor = self._factor(group, gradients)
             if factor is not None:
                 found.append(Gradient(group, factor))
-        return found
+        return found if self._derived is None else _of_parameters(found, self._derived)
 
     def _factor(self, group: Group, gradients: OutputGradients) -> Factor | None:
         present = [index for index, (number, _) in enumerate(group.uses) if number in gradients.uses]
@@ -111,6 +126,14 @@ class Linearization:
         if run is None:
             run = torch.stack([gradients.uses[group.numbers[index]] for index in present])
         return _of_use(uses[0], uses[0].constants | captured, run.movedim(0, 2), group.uses[0][1])
+
+
+def _of_parameters(gradients: list[Gradient], derived: DerivedWeights) -> list[Gradient]:
+    """With the gradients of the parameters in the place of those of the weights derived from them."""
+    of_weights = {g.group.blocks[0]: g.factor for g in gradients if g.group.blocks[0] in derived.values}
+    own = [gradient for gradient in gradients if gradient.group.blocks[0] not in derived.values]
+    pulled = derived.pull(of_weights)
+    return own + [Gradient(Group((name,), uses=()), factor) for name, factor in pulled.items()]
 
 
 def _of_use(use: Use, arguments: Arguments, delta: Tensor, roles: tuple[str, ...]) -> Factor:

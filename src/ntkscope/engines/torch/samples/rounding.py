@@ -18,6 +18,7 @@ from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.graph.operators import expands, is_move, name_of
 from ntkscope.engines.torch.modes import CHECK_SEED
 from ntkscope.engines.torch.reverse.autograd import AutogradReverse
+from ntkscope.engines.torch.samples.derived import derived_weights
 from ntkscope.engines.torch.samples.linearization import Linearization
 
 __all__ = ["is_low", "linearize_with_noise", "lowest_epsilon", "with_noise"]
@@ -58,8 +59,10 @@ def linearize_with_noise(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(CHECK_SEED)
         noisy = with_noise(graph)
-        reverse = AutogradReverse(noisy, parameters, leaves, device, "different")
-    return Linearization(noisy, groups, reverse)
+        derived = derived_weights(noisy, parameters)
+        weights = dict(parameters) | (derived.values if derived else {})
+        reverse = AutogradReverse(noisy, weights, leaves, device, "different")
+    return Linearization(noisy, groups, reverse, derived)
 
 
 def with_noise(graph: Graph) -> Graph:

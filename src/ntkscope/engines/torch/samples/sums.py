@@ -30,7 +30,8 @@ def positions_of(graph: Graph, groups: Sequence[Group]) -> dict[str, float]:
             found[owner] = max(found.get(owner, 1.0), positions)
     # What no rule knows may be used wherever something else is.
     most = max(found.values(), default=1.0)
-    return {name: found.get(name, most) for name in graph.names}
+    own = {name: found.get(name, most) for name in graph.names if not graph.is_derived(name)}
+    return own | dict.fromkeys(graph.derivation.parameters if graph.derivation else (), most)
 
 
 class BatchGradient:

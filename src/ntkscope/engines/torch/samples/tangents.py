@@ -34,7 +34,9 @@ class SampleTangents:
         self._jacobian = jacobian
         function, graph = jacobian.function, jacobian.graph
         load_forward_mode()
-        self._values = [function.parameters[name] for name in graph.names]
+        self._names = [name for name in graph.names if not graph.is_derived(name)]
+        self._names += graph.derivation.parameters if graph.derivation else ()
+        self._values = [function.parameters[name] for name in self._names]
         self.size = sum(value.numel() for value in self._values)
         self._taps = [
             torch.zeros((), dtype=use.dtype, device=function.device).expand(use.tap_shape)
@@ -77,7 +79,9 @@ class SampleTangents:
             return over_probes(directions, *leaves)
 
     def _state(self, values: Sequence[Tensor], sample: Sequence[Tensor]) -> Tensor:
-        state: Tensor = self._jacobian.graph.module(*values, *sample, *self._taps)[0]
+        graph = self._jacobian.graph
+        weights = graph.weights(dict(zip(self._names, values, strict=True)))
+        state: Tensor = graph.module(*(weights[name] for name in graph.names), *sample, *self._taps)[0]
         return state
 
     def _split(self, direction: Tensor) -> tuple[Tensor, ...]:
