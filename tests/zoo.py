@@ -476,7 +476,6 @@ _ATTENTION = [
             attention=nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True),
         ),
         _rand(2, 3, 4),
-        general=("attention.bias_k", "attention.bias_v"),
     ),
     _case("transformer", _encoder(), _rand(2, 4, 4)),
     _case("transformer-gelu-norm-first", _encoder(activation="gelu", norm_first=True), _rand(2, 3, 4)),
@@ -494,7 +493,7 @@ _ATTENTION = [
         ),
         _rand(3, 4, 3),
     ),
-    _case("class-token", _class_token, _rand(3, 3, 3), general=("token", "position")),
+    _case("class-token", _class_token, _rand(3, 3, 3)),
 ]
 
 _REUSE = [
@@ -544,7 +543,6 @@ _REUSE = [
             bias=torch.randn(4),
         ),
         _rand(3, 4),
-        general=("scale",),
     ),
 ]
 
@@ -596,7 +594,6 @@ _BASIC = [
             second=torch.randn(5, 3),
         ),
         _rand(4, 4),
-        general=("bias",),
     ),
     _case(
         "matmul-sequence",
@@ -612,14 +609,12 @@ _BASIC = [
             linear=nn.Linear(4, 3),
         ),
         _rand(4, 4),
-        general=("scale", "shift"),
     ),
-    _case("prelu", lambda: nn.Sequential(nn.Linear(4, 3), nn.PReLU(3)), _rand(4, 4), general=("1.weight",)),
+    _case("prelu", lambda: nn.Sequential(nn.Linear(4, 3), nn.PReLU(3)), _rand(4, 4)),
     _case(
         "bilinear",
         lambda: nn.Bilinear(3, 2, 2),
         lambda: (torch.randn(4, 3), torch.randn(4, 2)),
-        general=("weight", "bias"),
     ),
     _case(
         "einsum",
@@ -627,7 +622,6 @@ _BASIC = [
             lambda m, x: torch.einsum("bti,hio->bhto", x, m.weight), weight=torch.randn(2, 3, 2)
         ),
         _rand(3, 2, 3),
-        general=("weight",),
     ),
     _case(
         "slice-of-a-weight",
@@ -635,7 +629,6 @@ _BASIC = [
             lambda m, x: F.linear(x[:, :2], m.weight[:, :2]) * m.weight[0, 3], weight=torch.randn(3, 4)
         ),
         _rand(3, 4),
-        general=("the weight derived from weight (2)",),
     ),
     _case("in-place", _inplace_residual, _rand(4, 4)),
     _case(

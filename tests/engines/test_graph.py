@@ -124,9 +124,6 @@ def test_every_general_parameter_has_a_reason(case: Case) -> None:
 @pytest.mark.parametrize(
     ("name", "parameter", "reason"),
     [
-        ("matmul-by-hand", "bias", "used by add, which has no rule"),
-        ("prelu", "1.weight", "which has no rule"),
-        ("norm-scale-shared-with-product", "scale", "used by mul, which has no rule"),
         ("instance-norm", "1.weight", "used by "),
     ],
 )

@@ -1,4 +1,4 @@
-"""Bags of embeddings are recorded as sums of embeddings, for which there is a rule."""
+"""Bags of embeddings are recorded as what is made of embeddings, for which there is a rule."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Bags(nn.Module):
         return self.head(torch.tanh(F.embedding_bag(tokens, self.words.weight, **options)))
 
 
-SUMS: dict[str, tuple[dict[str, Any], bool]] = {
+KNOWN: dict[str, tuple[dict[str, Any], bool]] = {
     "mean": ({}, False),
+    "max": ({"mode": "max"}, False),
     "sum": ({"mode": "sum"}, False),
     "weighted": ({"mode": "sum"}, True),
     "padded": ({"padding_idx": 2}, False),
@@ -38,7 +39,7 @@ SUMS: dict[str, tuple[dict[str, Any], bool]] = {
     "padded-sum": ({"mode": "sum", "padding_idx": 2}, False),
     "weighted-and-padded": ({"mode": "sum", "padding_idx": 2}, True),
 }
-OTHERS: dict[str, tuple[dict[str, Any], bool]] = {"max": ({"mode": "max"}, False)}
+OTHERS: dict[str, tuple[dict[str, Any], bool]] = {"padded-max": ({"mode": "max", "padding_idx": 2}, False)}
 
 
 def _model(options: dict[str, Any], weighted: bool) -> tuple[Bags, Tensor]:
@@ -50,7 +51,7 @@ def _model(options: dict[str, Any], weighted: bool) -> tuple[Bags, Tensor]:
         return Bags(options, weighted).double(), tokens
 
 
-@pytest.mark.parametrize(("options", "weighted"), (SUMS | OTHERS).values(), ids=SUMS | OTHERS)
+@pytest.mark.parametrize(("options", "weighted"), (KNOWN | OTHERS).values(), ids=KNOWN | OTHERS)
 def test_numbers(options: dict[str, Any], weighted: bool) -> None:
     model, tokens = _model(options, weighted)
     right = dense(model, lambda: model(tokens))
@@ -59,7 +60,7 @@ def test_numbers(options: dict[str, Any], weighted: bool) -> None:
     torch.testing.assert_close(ntk.engine.dense(), right.kernel)
 
 
-@pytest.mark.parametrize(("options", "weighted"), SUMS.values(), ids=SUMS)
+@pytest.mark.parametrize(("options", "weighted"), KNOWN.values(), ids=KNOWN)
 def test_the_table_is_known_by_its_rule(options: dict[str, Any], weighted: bool) -> None:
     model, tokens = _model(options, weighted)
     graph = structure(NTK(model, tokens)).graph
@@ -68,5 +69,5 @@ def test_the_table_is_known_by_its_rule(options: dict[str, Any], weighted: bool)
 
 
 def test_other_bags_take_the_general_way() -> None:
-    model, tokens = _model(*OTHERS["max"])
+    model, tokens = _model(*OTHERS["padded-max"])
     assert structure(NTK(model, tokens)).graph.general == ("words.weight",)

@@ -8,14 +8,15 @@ and inner products need only those of δ and a, and G_ib is formed only where th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from ntkscope.engines.torch.gradients.base import Direct, Factor
-from ntkscope.engines.torch.gradients.outer import Outer
+from ntkscope.engines.torch.gradients.outer import Order, Outer
 from ntkscope.engines.torch.gradients.sides import Features, side_by_side
 
-__all__ = ["Direct", "Factor", "Outer", "add_rows", "add_uses", "concat_positions", "stack_features"]
+__all__ = ["Direct", "Factor", "Order", "Outer", "add_rows", "add_uses", "concat_positions", "stack_features"]
 
 
 def add_uses(factors: Sequence[Factor]) -> Factor:
@@ -32,7 +33,7 @@ def concat_positions(factors: Sequence[Outer]) -> Outer:
         return factors[0]
     probe_side = torch.cat([factor.probe_side for factor in factors], dim=3)
     sample_side = side_by_side([factor.sample_side for factor in factors], probe_side.dtype)
-    return Outer(probe_side, sample_side, factors[0].transposed)
+    return replace(factors[0], probe_side=probe_side, sample_side=sample_side)
 
 
 def add_rows(factors: Sequence[Factor]) -> Direct:

@@ -15,25 +15,45 @@ from torch import Tensor
 from ntkscope.engines.torch.gradients.base import Direct, Factor
 from ntkscope.engines.torch.gradients.sides import SampleSide, in_range, square_sum, widened
 
-__all__ = ["Outer"]
+__all__ = ["Order", "Outer"]
 
 # What Gram matrices may lose by cancellation, relative to a gradient's own squared norm.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 @dataclass(frozen=True)
+class Order:
+    """How a parameter lies in memory whose axes are not (groups, O, I) in this order.
+
+    Attributes:
+        sizes: Its axes in the order groups, outputs, features; there may be several of each.
+        axes: The places of the parameter's axes among these.
+    """
+
+    sizes: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def of(self, formed: Tensor) -> Tensor:
+        """From (k, B, groups, O, I) to (k, B, *axes of the parameter)."""
+        split = formed.reshape(*formed.shape[:2], *self.sizes)
+        return split.permute(0, 1, *(axis + 2 for axis in self.axes))
+
+
+@dataclass(frozen=True)
 class Outer:
-    """G = Σ_t δ_t ⊗ a_t, a parameter of shape (groups · O, I), or its transpose.
+    """G = Σ_t δ_t ⊗ a_t, a parameter of shape (groups · O, I), or one with its axes in another order.
 
     Attributes:
         probe_side: δ, shape (k, B, groups, T, O).
         sample_side: a, the same for every probe.
-        transposed: Whether the parameter is laid out as (I, O) instead, for one group.
+        transposed: Whether the parameter is laid out as (groups, I, O) instead.
+        order: Any other order.
     """
 
     probe_side: Tensor
     sample_side: SampleSide
     transposed: bool = False
+    order: Order | None = None
 
     @property
     def probes(self) -> int:
@@ -41,10 +61,10 @@ class Outer:
         return self.probe_side.shape[0]
 
     @property
-    def layout(self) -> tuple[int, int, int, bool]:
+    def layout(self) -> tuple[int, int, int, bool, Order | None]:
         """Groups, outputs, features and order: factors that share it may be summed by positions."""
         _, _, groups, _, outputs = self.probe_side.shape
-        return groups, outputs, self.sample_side.width, self.transposed
+        return groups, outputs, self.sample_side.width, self.transposed, self.order
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,8 +85,9 @@ class Outer:
         """‖G_ib‖², shape (k, B)."""
         _, _, _, positions, outputs = self.probe_side.shape
         # Multiply-adds: T²(O + 1) by Gram matrices (the features' is shared by all probes), TOI formed.
-        if positions > 1 and positions * (outputs + 1) > outputs * self.sample_side.width:
-            return square_sum(self._formed(), (2, 3, 4))
+        if positions > 1 and positions * (outputs + 1) > outputs * self.sample_side.work:
+            compact = replace(self, sample_side=self.sample_side.compact())
+            return square_sum(compact._formed(), (2, 3, 4))
         squares, terms = self._squares_by_gram()
         if self.dtype != torch.float64 and not in_range(terms) and bool(self.probe_side.any()):
             return self._in(torch.float64)._squares_by_gram()[0]
@@ -113,6 +134,7 @@ class Outer:
         """The gradients themselves, shape (k, B, P)."""
         formed = self._formed()
         formed = formed.transpose(3, 4) if self.transposed else formed
+        formed = formed if self.order is None else self.order.of(formed)
         return formed.reshape(*formed.shape[:2], -1)
 
     def summed(self) -> Tensor:

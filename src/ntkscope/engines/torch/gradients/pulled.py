@@ -68,7 +68,9 @@ def _times(factor: Factor, number: Tensor) -> Factor:
 
 
 def _scaled_outer(factor: Outer, slope: Tensor) -> Factor:
-    groups, outputs, width, transposed = factor.layout
+    if factor.order is not None:
+        return Direct(factor.rows() * slope.flatten())
+    groups, outputs, width, transposed, _ = factor.layout
     by_output = slope.reshape(width, outputs).mT if transposed else slope.reshape(groups * outputs, width)
     if bool((by_output == by_output[:, :1]).all()):
         return replace(factor, probe_side=factor.probe_side * by_output[:, 0].reshape(groups, 1, outputs))
@@ -118,7 +120,7 @@ def turned(factor: Factor, shape: tuple[int, int]) -> Factor | None:
         factor: Of the matrix.
         shape: The matrix's.
     """
-    if isinstance(factor, Outer) and factor.layout[0] == 1 and _matrix(factor) == shape:
+    if isinstance(factor, Outer) and _matrix(factor) == shape:
         return replace(factor, transposed=not factor.transposed)
     if isinstance(factor, Weighted) and factor.shape == shape:
         return replace(factor, terms=tuple(term.turned() for term in factor.terms))
@@ -128,7 +130,7 @@ def turned(factor: Factor, shape: tuple[int, int]) -> Factor | None:
 def through_product(factor: Factor, left: Tensor, right: Tensor) -> tuple[Factor, Factor] | None:
     """The gradients of A and B from that of A B, where it need not be formed: G Bᵀ and AᵀG."""
     shape = (left.shape[0], right.shape[1])
-    if not isinstance(factor, Outer) or factor.layout[0] != 1 or _matrix(factor) != shape:
+    if not isinstance(factor, Outer) or _matrix(factor) != shape:
         return None
     delta, features = factor.probe_side, factor.sample_side.dense(factor.dtype)
     if factor.transposed:
@@ -169,8 +171,11 @@ def _counts(factor: Factor) -> tuple[int, int]:
     return side.shape[0], side.shape[1]
 
 
-def _matrix(factor: Outer) -> tuple[int, int]:
-    _, outputs, width, transposed = factor.layout
+def _matrix(factor: Outer) -> tuple[int, int] | None:
+    """The shape of a parameter that is one matrix, with its axes as they are or transposed."""
+    groups, outputs, width, transposed, order = factor.layout
+    if groups != 1 or order is not None:
+        return None
     return (width, outputs) if transposed else (outputs, width)
 
 
@@ -178,7 +183,9 @@ def _terms(factor: Factor) -> list[Term] | None:
     """A factor as terms, if it is one of few positions that need not be formed."""
     if isinstance(factor, Weighted):
         return list(factor.terms)
-    if not isinstance(factor, Outer) or factor.layout[0] != 1 or factor.probe_side.shape[3] > MOST_POSITIONS:
+    if not isinstance(factor, Outer) or _matrix(factor) is None:
+        return None
+    if factor.probe_side.shape[3] > MOST_POSITIONS:
         return None
     delta, features = factor.probe_side[:, :, 0], factor.sample_side.dense(factor.dtype)[:, 0].unsqueeze(0)
     return [Term(features, delta) if factor.transposed else Term(delta, features)]

@@ -28,6 +28,8 @@ __all__ = [
 # Between these the largest of some sums of squares in float32 is one to trust: nothing in it left the
 # range, and what fell below it is too small to matter.
 _SMALLEST, _LARGEST = 1e-18, 1e26
+# Multiply-adds of a matrix product that take as long as adding to a number somewhere in memory.
+_SCATTERED = 64
 
 
 class SampleSide(Protocol):
@@ -46,6 +48,11 @@ class SampleSide(Protocol):
     @property
     def width(self) -> int:
         """Number of features."""
+        ...
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of :meth:`contract` for one number of δ, in time."""
         ...
 
     @property
@@ -71,6 +78,10 @@ class SampleSide(Protocol):
 
     def to(self, dtype: torch.dtype) -> SampleSide:
         """The same in another dtype."""
+        ...
+
+    def compact(self) -> SampleSide:
+        """Other features with the same inner products within each sample, as few as there are positions."""
         ...
 
     def contract(self, probe_side: Tensor) -> Tensor:
@@ -104,6 +115,11 @@ class Features:
         return self.values.shape[3]
 
     @property
+    def work(self) -> int:
+        """As many as there are features."""
+        return self.width
+
+    @property
     def nbytes(self) -> int:
         """Memory that they take."""
         return self.values.nbytes
@@ -129,6 +145,10 @@ class Features:
     def to(self, dtype: torch.dtype) -> Features:
         """As :meth:`SampleSide.to`."""
         return Features(self.values.to(dtype))
+
+    def compact(self) -> Features:
+        """Themselves."""
+        return self
 
     def contract(self, probe_side: Tensor) -> Tensor:
         """As :meth:`SampleSide.contract`."""
@@ -171,6 +191,11 @@ class Lookup:
         return self.size
 
     @property
+    def work(self) -> int:
+        """An addition, wherever in memory."""
+        return _SCATTERED
+
+    @property
     def nbytes(self) -> int:
         """Memory that the indices take."""
         return self.index.nbytes
@@ -199,12 +224,23 @@ class Lookup:
         """Itself: its numbers are 0 and 1."""
         return self
 
+    def compact(self) -> Lookup:
+        """The ranks of a sample's indices among its own, in place of the indices."""
+        if self.size <= self.positions:
+            return self
+        ordered, order = self.index.sort(dim=1)
+        ranks = torch.zeros_like(ordered)
+        ranks[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+        return Lookup(torch.empty_like(ranks).scatter_(1, order, ranks), self.positions)
+
     def contract(self, probe_side: Tensor) -> Tensor:
         """As :meth:`SampleSide.contract`."""
         k, batch, groups, _, outputs = probe_side.shape
-        out = probe_side.new_zeros(k, batch, groups, self.size, outputs)
-        index = self.index[None, :, None, :, None].expand_as(probe_side)
-        return out.scatter_add_(3, index, probe_side).transpose(3, 4)
+        # Words have one group. All samples' tables are one, a sample's after the other's.
+        starts = torch.arange(batch, device=self.index.device).unsqueeze(1) * self.size
+        out = probe_side.new_zeros(k, batch * self.size, outputs)
+        out.index_add_(1, (self.index + starts).reshape(-1), probe_side.reshape(k, -1, outputs))
+        return out.reshape(k, batch, groups, self.size, outputs).transpose(3, 4)
 
     def joined(self) -> Lookup:
         """As :meth:`SampleSide.joined`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +15,11 @@ __all__ = ["bags_of_equal_length", "record_bags"]
 
 aten = torch.ops.aten
 
-_SUM, _MEAN = 0, 1
+_SUM, _MEAN, _MAX = 0, 1, 2
 
 
 def bags_of_equal_length(func: Any, arguments: Mapping[str, Any]) -> int | None:
-    """How many words each bag of an ``embedding_bag`` has, where all have as many and a sum or mean is taken.
+    """How many words each bag of an ``embedding_bag`` has, where all have as many.
 
     Args:
         func: The operation.
@@ -26,11 +27,13 @@ def bags_of_equal_length(func: Any, arguments: Mapping[str, Any]) -> int | None:
             same for every sample.
 
     Returns:
-        ``None`` if it is another operation, or cannot be told as a sum of embeddings.
+        ``None`` if it is another operation, or cannot be told as what follows an embedding.
     """
     if not isinstance(func, OpOverload) or schema_of(func).name != "aten::embedding_bag":
         return None
-    if arguments["mode"] not in (_SUM, _MEAN) or arguments["scale_grad_by_freq"]:
+    if arguments["scale_grad_by_freq"]:
+        return None
+    if arguments["mode"] == _MAX and arguments.get("padding_idx") is not None:
         return None
     offsets, words = arguments["offsets"], arguments["indices"].numel()
     starts = offsets[:-1] if arguments["include_last_offset"] else offsets
@@ -44,7 +47,7 @@ def bags_of_equal_length(func: Any, arguments: Mapping[str, Any]) -> int | None:
 
 
 def record_bags(graph: fx.Graph, nodes: Mapping[str, Any], weight: Tensor, length: int) -> fx.Node:
-    """The sums or means of bags as an embedding and what is summed of it.
+    """The sums, means or largest entries of bags as an embedding and what is made of it.
 
     Args:
         graph: Where to record.
@@ -61,6 +64,8 @@ def record_bags(graph: fx.Graph, nodes: Mapping[str, Any], weight: Tensor, lengt
     if nodes["per_sample_weights"] is not None:
         factors = graph.call_function(aten.reshape.default, (nodes["per_sample_weights"], [-1, length, 1]))
         words = graph.call_function(aten.mul.Tensor, (words, factors))
+    if nodes["mode"] == _MAX:
+        return graph.call_function(operator.getitem, (graph.call_function(aten.max.dim, (words, 1)), 0))
     if padding is None:
         reduced = aten.mean.dim if nodes["mode"] == _MEAN else aten.sum.dim_IntList
         return graph.call_function(reduced, (words, [1]))

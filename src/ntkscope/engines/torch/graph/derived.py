@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from ntkscope.engines.torch.graph.operators import (
     arguments_of,
     casts,
-    is_pointwise,
+    flat_arguments_of,
     name_of,
     on_meta,
     rearranges,
@@ -25,6 +25,7 @@ from ntkscope.engines.torch.graph.operators import (
 )
 from ntkscope.engines.torch.graph.recorder import Recording
 from ntkscope.engines.torch.rules import find_rule
+from ntkscope.engines.torch.rules.products import is_product
 
 __all__ = ["Derivation", "separate"]
 
@@ -141,7 +142,7 @@ class _Search:
     def _is_plain(self, node: fx.Node) -> bool:
         """Whether a parameter is used in views of it alone, one after the other, by samples or by layers."""
         users = list(node.users)
-        if all(self._reads_sample(user) or _is_layer(user, node) for user in users):
+        if all(self._reads_sample(user) or _is_fixed_layer(user, node) for user in users):
             return True
         views = {(user.target, str(user.args), str(user.kwargs)) for user in users}
         if not all(rearranges(user) or casts(user) or splits(user) or _is_part(user) for user in users):
@@ -162,7 +163,7 @@ class _Search:
         while stack:
             node = stack.pop()
             for source in node.all_input_nodes:
-                if self._sources.get(source) and _is_layer(node, source):
+                if self._sources.get(source) and _is_fixed_layer(node, source):
                     return True
                 if source not in seen:
                     seen.add(source)
@@ -175,16 +176,27 @@ def _is_part(node: fx.Node) -> bool:
 
 
 def _is_layer(user: fx.Node, weight: fx.Node) -> bool:
-    return not is_pointwise(user) and _is_ruled(user, weight)
+    """Whether it is one of a linear map, a table or a norm."""
+    rule = find_rule(user.target) if user.op == "call_function" else None
+    return rule is not None and not rule.is_formed and _is_ruled(user, weight)
+
+
+def _is_fixed_layer(user: fx.Node, weight: fx.Node) -> bool:
+    """Whether it is a weight's layer where no input reaches the other arguments: no product of weights."""
+    if not _is_layer(user, weight):
+        return False
+    # What is multiplied from the right is in the place of a layer's weight.
+    place = {"matmul": "other", "mm": "mat2"}.get(name_of(user), "")
+    return not is_product(user.target) or flat_arguments_of(user).get(place) is weight
 
 
 def _is_ruled(user: fx.Node, weight: fx.Node) -> bool:
     rule = find_rule(user.target) if user.op == "call_function" else None
     if rule is None:
         return False
-    arguments = arguments_of(user)
+    arguments = flat_arguments_of(user)
     roles = [name for name, value in arguments.items() if value is weight]
-    if len(roles) != 1 or roles[0] not in rule.parameters:
+    if not roles or not all(rule.takes(role) for role in roles):
         return False
     return rule.applies({name: on_meta(value) for name, value in arguments.items()})
 

@@ -6,9 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from ntkscope.engines.torch.graph.opened import Graph, Use
+from ntkscope.engines.torch.rules import GroupShape
 
 __all__ = [
     "Group",
@@ -99,31 +100,17 @@ def runs_of(groups: Sequence[Group]) -> list[tuple[int, ...]]:
 # Sizes, for one sample (and one probe).
 
 
-class GroupShape(NamedTuple):
-    """A group seen as one linear map.
-
-    Attributes:
-        outputs: Numbers of an output at one position.
-        parameters: Numbers in the parameters.
-        positions: Where the map is used, over all uses.
-    """
-
-    outputs: int
-    parameters: int
-    positions: float
-
-
 def group_shape(graph: Graph, group: Group) -> GroupShape:
     """The shape of a group."""
-    shapes = [_block_shape(graph.uses[number], roles[0]) for number, roles in group.uses]
-    outputs, size = max(shape[0] for shape in shapes), max(math.prod(shape) for shape in shapes)
-    taps = sum(math.prod(graph.uses[number].tap_shape) for number, _ in group.uses)
-    return GroupShape(outputs, size, taps / outputs)
+    shapes = [_use_shape(graph.uses[number], roles[0]) for number, roles in group.uses]
+    positions = sum(shape.positions * shape.outputs for shape in shapes)
+    outputs = max(shape.outputs for shape in shapes)
+    return GroupShape(outputs, max(shape.parameters for shape in shapes), positions / max(outputs, 1))
 
 
-def _block_shape(use: Use, role: str) -> tuple[int, ...]:
-    """Shape of the parameter in this role, as the operation sees it."""
-    return tuple(use.constants[role].shape) or (1,)
+def _use_shape(use: Use, role: str) -> GroupShape:
+    """Sizes of one use."""
+    return use.rule.shape(use.constants, role, use.tap_shape)
 
 
 def tap_elements(graph: Graph) -> int:
@@ -153,4 +140,4 @@ def gradient_flops(graph: Graph, groups: Sequence[Group]) -> float:
 
 def tapped_parameters(graph: Graph) -> int:
     """Parameters in all tapped uses together: one that is used twice counts twice."""
-    return sum(math.prod(_block_shape(use, role)) for use in graph.uses for role in use.parameters)
+    return sum(math.prod(use.constants[role].shape) for use in graph.uses for role in use.parameters)

@@ -20,9 +20,9 @@ from torch import Tensor, fx, nn
 from ntkscope.engines.torch.errors import no_structure
 from ntkscope.engines.torch.graph.derived import Derivation, separate
 from ntkscope.engines.torch.graph.operators import (
-    arguments_of,
     casts,
     drop_dead,
+    flat_arguments_of,
     name_of,
     on_meta,
     rearranges,
@@ -41,7 +41,7 @@ class Use:
 
     Attributes:
         rule: Its rule.
-        constants: Its arguments by name, but for tensors.
+        constants: Its arguments by name, tensors by their shapes alone.
         captured: Index among the captured values, by the name of the argument.
         tap_shape: Shape of its output for one sample.
         parameters: Name of the parameter, by the name of the argument.
@@ -205,11 +205,11 @@ class _Opening:
         """Why a block cannot be treated by rules; empty if it can."""
         for user in block.users:
             rule = find_rule(user.target) if user.op == "call_function" else None
-            if rule is None:
+            if rule is None or not _is_floating(user):
                 return f"used by {name_of(user) or user.target}, which has no rule"
-            arguments = arguments_of(user)
+            arguments = flat_arguments_of(user)
             roles = [name for name, value in arguments.items() if value is block]
-            if not set(roles) <= set(rule.parameters) or len(roles) != 1:
+            if not roles or not all(rule.takes(role) for role in roles):
                 return f"used as {', '.join(roles) or 'part of a list'} of {name_of(user)}"
             if not rule.applies({name: on_meta(value) for name, value in arguments.items()}):
                 return f"used by {name_of(user)} in a way that its rule does not cover"
@@ -224,13 +224,14 @@ class _Opening:
         for node in operations:
             rule = find_rule(node.target)
             assert rule is not None
-            arguments = arguments_of(node)
+            arguments = flat_arguments_of(node)
             parameters = {
                 arg: by_node[v] for arg, v in arguments.items() if isinstance(v, fx.Node) and v in by_node
             }
-            wanted = {arg: arguments[arg] for arg in rule.captures if isinstance(arguments[arg], fx.Node)}
+            needed = rule.captured(arguments).items()
+            wanted = {arg: value for arg, value in needed if isinstance(value, fx.Node)}
             places = {arg: captured.setdefault(value, len(captured)) for arg, value in wanted.items()}
-            constants = {arg: on_meta(value) for arg, value in arguments.items() if arg not in places}
+            constants = {arg: on_meta(value) for arg, value in arguments.items()}
             value = node.meta["val"]
             uses.append(Use(rule, constants, places, tuple(value.shape), parameters, value.dtype))
             self._add_tap(node, len(uses) - 1)
@@ -269,6 +270,11 @@ def _merge_equal_users(graph: fx.Graph, node: fx.Node) -> None:
         if first is not user:
             user.replace_all_uses_with(first)
             graph.erase_node(user)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _outline(value: Any) -> dict[str, Any]:

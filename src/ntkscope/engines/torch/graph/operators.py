@@ -25,6 +25,7 @@ __all__ = [
     "casts",
     "drop_dead",
     "expands",
+    "flat_arguments_of",
     "is_entrywise",
     "is_move",
     "is_pointwise",
@@ -108,6 +109,17 @@ def name_of(node: fx.Node) -> str:
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The operation's arguments by the names of its schema, defaults filled in."""
     return bound_arguments(node.target, node.args, node.kwargs)
+
+
+def flat_arguments_of(node: fx.Node) -> dict[str, Any]:
+    """The same with lists of tensors taken apart: "tensors[0]", "tensors[1]", and so on."""
+    found: dict[str, Any] = {}
+    for name, value in arguments_of(node).items():
+        if isinstance(value, (list, tuple)) and any(isinstance(part, fx.Node) for part in value):
+            found |= {f"{name}[{index}]": part for index, part in enumerate(value)}
+        else:
+            found[name] = value
+    return found
 
 
 def bound_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,20 @@
 A family registers its rules when it is imported, which this module does for all of them.
 """
 
-from ntkscope.engines.torch.rules import convolution, embedding, linear, norms
-from ntkscope.engines.torch.rules.base import Arguments, Rule, add_rule, find_rule
+from ntkscope.engines.torch.rules import convolution, elementwise, embedding, linear, moves, norms, products
+from ntkscope.engines.torch.rules.base import Arguments, GroupShape, Rule, add_rule, find_rule
 
 __all__ = [
     "Arguments",
+    "GroupShape",
     "Rule",
     "add_rule",
     "convolution",
+    "elementwise",
     "embedding",
     "find_rule",
     "linear",
+    "moves",
     "norms",
+    "products",
 ]

@@ -16,28 +16,15 @@ aten = torch.ops.aten
     aten.linear.default,
     parameters=("weight", "bias"),
     captures=("input",),
-    # A weight of one axis leaves the output without a features' axis.
-    applies=lambda a: a["weight"].dim() == 2,
     joint=True,
     positions=True,
 )
 def _linear(arguments: Arguments, delta: Tensor, name: str) -> Outer:
-    probe_side = _positions(delta, 2)
+    # A weight of one axis leaves the output without a features' axis.
+    probe_side = _positions(delta.unsqueeze(-1) if arguments["weight"].dim() == 1 else delta, 2)
     if name == "bias":
         return Outer(probe_side, ones(probe_side))
     return Outer(probe_side, Features(_positions(arguments["input"], 1)))
-
-
-@rule_of(
-    aten.matmul.default,
-    parameters=("other",),
-    captures=("self",),
-    applies=lambda a: a["other"].dim() == 2 and a["self"].dim() >= 2,
-)
-@rule_of(aten.mm.default, parameters=("mat2",), captures=("self",))
-def _matmul(arguments: Arguments, delta: Tensor, name: str) -> Outer:
-    # x @ W with W of shape (I, O).
-    return Outer(_positions(delta, 2), Features(_positions(arguments["self"], 1)), transposed=True)
 
 
 def _positions(x: Tensor, leading: int) -> Tensor:

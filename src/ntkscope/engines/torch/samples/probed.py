@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -104,7 +105,7 @@ def _joined(
             other = theirs[group]
             if isinstance(factor, Outer) and isinstance(other, Outer):
                 both = torch.cat([factor.probe_side, other.probe_side])
-                joined[group] = Outer(both, factor.sample_side, factor.transposed)
+                joined[group] = dataclasses.replace(factor, probe_side=both)
             else:
                 joined[group] = Direct(torch.cat([factor.rows(), other.rows()]))
         parts.append((part, joined))
