@@ -247,8 +247,9 @@ def test_the_check_finds_probes_that_two_samples_share(monkeypatch: pytest.Monke
 # Many.
 
 
-def test_matrix_and_velocity_from_fingerprints_alone() -> None:
-    x = batch(40)
+@pytest.mark.parametrize("samples", [40, 200])
+def test_matrix_and_velocity_from_fingerprints_alone(samples: int) -> None:
+    x = batch(samples)
     models = [moved(mlp(), step) for step in (0.0, 0.05, 0.1, 0.3)]
     taken = [NTK(model, x).fingerprint(4) for model in models]
     exact = [dense(model, x) for model in models]
@@ -258,6 +259,9 @@ def test_matrix_and_velocity_from_fingerprints_alone() -> None:
         assert matrix.values[a, b] == matrix.values[b, a] == taken[a].alignment(taken[b]).value
         assert abs(matrix.values[a, b] - alignment(exact[a], exact[b])) < 6 * matrix.stderr[a, b]
     assert np.diag(matrix.values).tolist() == [1.0] * 4
+    quick = alignment_matrix(taken, errors=False)
+    np.testing.assert_allclose(quick.values, matrix.values, rtol=1e-12)
+    assert np.isnan(quick.stderr).all()
     for found, (one, two) in zip(velocity(taken), itertools.pairwise(exact), strict=True):
         assert is_near(found, distance_of(one, two))
     for function in (alignment_matrix, velocity):

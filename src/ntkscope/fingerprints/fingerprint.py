@@ -136,8 +136,8 @@ class Fingerprint:
         two neighbouring steps of training, 1e-6 say, is as well known as the norm. Args and errors as
         in :meth:`alignment`.
         """
-        self._check(other)
-        found = distance(self._products(), other._products(), self.ring, self.probes)
+        self.check_comparable(other)
+        found = distance(self.products(), other.products(), self.ring, self.probes)
         return self._estimate("distance", found, other)
 
     def metric(self, name: str, *others: Fingerprint) -> Estimate:
@@ -156,7 +156,7 @@ class Fingerprint:
         if len(others) + 1 != kernels_of(name):
             raise ValueError(f"{name} takes {kernels_of(name)} kernels, found {len(others) + 1}")
         for other in others:
-            self._check(other)
+            self.check_comparable(other)
         kernels = range(1 + len(others))
         pairs = [(m[0], m[1]) for m in powers_of(name, kernels) if len(m) == 2]
         return evaluate(
@@ -170,10 +170,10 @@ class Fingerprint:
         )
 
     def _moments(self, pairs: list[tuple[int, int]], *others: Fingerprint) -> RingMoments:
-        kernels = [one._products() for one in (self, *others)]
+        kernels = [one.products() for one in (self, *others)]
         return ring_moments(kernels, self.ring, self.probes, pairs or None)
 
-    def _products(self) -> KeptProducts:
+    def products(self) -> KeptProducts:
         """T of the whole kernel: the sum over its layers."""
         whole = list(self.tiles.values())
         return KeptProducts(whole[0] if len(whole) == 1 else sum(whole[1:], whole[0]), self.epsilon)
@@ -198,8 +198,13 @@ class Fingerprint:
 
     # What may be compared.
 
-    def _check(self, other: Any) -> None:
-        """An error unless both are of the same inputs and the same probes."""
+    def check_comparable(self, other: Any) -> None:
+        """Makes sure that both are of the same inputs and the same probes.
+
+        Raises:
+            TypeError: As :meth:`alignment`.
+            ValueError: As :meth:`alignment`.
+        """
         if not isinstance(other, Fingerprint):
             raise TypeError(
                 f"a fingerprint is compared with another one, found {type(other).__name__}; "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ntkscope.fingerprints.fingerprint import Fingerprint
 from ntkscope.results import Estimate
+from ntkscope.runs.kept import inner_products
 
 __all__ = ["Matrix", "alignment_matrix", "velocity"]
 
@@ -33,7 +34,7 @@ class Matrix:
         return np.array(self.values, dtype=dtype)
 
 
-def alignment_matrix(fingerprints: Sequence[Fingerprint]) -> Matrix:
+def alignment_matrix(fingerprints: Sequence[Fingerprint], *, errors: bool = True) -> Matrix:
     """cos(K_a, K_b) of every pair of kernels, from their fingerprints alone.
 
     O((Bm)²) arithmetic a pair, less where the ring takes a part of the pairs, and no pass through a
@@ -41,6 +42,8 @@ def alignment_matrix(fingerprints: Sequence[Fingerprint]) -> Matrix:
 
     Args:
         fingerprints: Of the same inputs with the same probes.
+        errors: Whether standard errors are wanted, which is nearly all of the work: without them a
+            hundred fingerprints take a moment.
 
     Returns:
         The matrix of shape (k, k), ones on its diagonal, with standard errors.
@@ -51,13 +54,27 @@ def alignment_matrix(fingerprints: Sequence[Fingerprint]) -> Matrix:
     """
     _check_any(fingerprints)
     count = len(fingerprints)
-    values, errors = np.eye(count), np.zeros((count, count))
+    if not errors:
+        return Matrix(_cosines(fingerprints), np.full((count, count), math.nan))
+    values, stderr = np.eye(count), np.zeros((count, count))
     for a, first in enumerate(fingerprints):
         for b in range(a + 1, count):
             found = first.alignment(fingerprints[b])
             values[a, b] = values[b, a] = found.value
-            errors[a, b] = errors[b, a] = math.nan if found.stderr is None else found.stderr
-    return Matrix(values, errors)
+            stderr[a, b] = stderr[b, a] = math.nan if found.stderr is None else found.stderr
+    return Matrix(values, stderr)
+
+
+def _cosines(fingerprints: Sequence[Fingerprint]) -> NDArray[np.float64]:
+    first = fingerprints[0]
+    for other in fingerprints:
+        first.check_comparable(other)
+    inner = inner_products([one.products() for one in fingerprints], first.ring, first.probes)
+    norms = np.sqrt(np.diag(inner))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines: NDArray[np.float64] = np.clip(inner / np.outer(norms, norms), -1.0, 1.0)
+    np.fill_diagonal(cosines, 1.0)
+    return cosines
 
 
 def velocity(fingerprints: Sequence[Fingerprint]) -> list[Estimate]:

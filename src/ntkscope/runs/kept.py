@@ -17,7 +17,7 @@ from ntkscope.runs.ring import Ring, RingProducts
 from ntkscope.runs.sample_gram import ring_moments
 from ntkscope.runs.statistics import Summary
 
-__all__ = ["KeptProducts", "Tiles", "distance", "kept_products"]
+__all__ = ["KeptProducts", "Tiles", "distance", "inner_products", "kept_products"]
 
 #: Shape (1 + c, nb, q, m, q, m): the blocks on the diagonal, and those at each of c offsets.
 Tiles: TypeAlias = NDArray[np.floating[Any]]
@@ -60,6 +60,22 @@ def kept_products(products: RingProducts, ring: Ring, probes: int, dtype: type[n
     for offset, start, found in products.ring(ring.order, ring.block, offsets, _ROOM):
         tiles[offsets.index(offset), start : start + len(found)] = found
     return tiles
+
+
+def inner_products(kernels: Sequence[KeptProducts], ring: Ring, probes: int) -> Small:
+    """⟨K_a, K_b⟩ of all pairs of c kernels, shape (c, c), by one product of matrices and without errors."""
+    others = np.full((ring.block, probes, ring.block, probes), 1 / probes**2)
+    own = others.copy()
+    index = np.arange(ring.block)
+    own[index, :, index, :] = (1 - np.eye(probes)) / (probes * (probes - 1))
+    total = np.zeros((len(kernels), len(kernels)))
+    for place, weight in enumerate((1.0, *[ring.weight] * len(ring.offsets))):
+        shares = others if place else own
+        # Block by block, so that no second copy of all kernels is made.
+        for block in range(ring.blocks):
+            rows = np.stack([kernel.tiles[place, block].ravel() for kernel in kernels]).astype(np.float64)
+            total += weight * ((rows * shares.ravel()) @ rows.T)
+    return total
 
 
 def distance(first: KeptProducts, second: KeptProducts, ring: Ring, probes: int) -> Monomial:
