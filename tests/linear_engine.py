@@ -5,6 +5,7 @@ It stands here for whatever framework comes next: ``ENGINE`` is its line in ``en
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -181,6 +182,9 @@ class LinearEngine:
     def other_inputs(self, other: LinearEngine) -> str:
         return "" if np.array_equal(self._inputs, other._inputs) else "the inputs differ"
 
+    def inputs_digest(self) -> str:
+        return hashlib.blake2b(self._inputs.astype(np.float32).tobytes()).hexdigest()
+
     def at(self, model: Layer) -> LinearEngine:
         return LinearEngine(model, self._inputs, memory_budget=self.budget, **self._options)
 
@@ -277,6 +281,9 @@ class ProbedLayer:
         delta = slopes[..., None] * signs.reshape(*slopes.shape, -1)
         fresh = np.einsum("bok,bi->bkoi", delta, inputs).reshape(self.batch, signs.shape[1], -1)
         self._gradients = np.concatenate([self._gradients, fresh], axis=1)
+
+    def by_layer(self) -> dict[str, ProbedLayer]:
+        return {"weight": self}
 
     def ring(
         self, order: NDArray[np.int64], block: int, offsets: Sequence[int], room: int

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"runs"},
     {"metrics", "engines"},
     {"ways"},
-    {"measure"},
+    {"measure", "fingerprints"},
     {"estimators", "ntk"},
     {"__init__"},
     {"report"},

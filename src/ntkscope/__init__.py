@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ntkscope import estimators
 from ntkscope.engines.torch.rules import Rule, add_rule
+from ntkscope.fingerprints import Fingerprint, alignment_matrix, velocity
 from ntkscope.ntk import NTK, measure_all
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.settings import Options
@@ -20,12 +21,15 @@ __all__ = [
     "NTK",
     "Cost",
     "Estimate",
+    "Fingerprint",
     "Measurement",
     "Measurements",
     "Options",
     "Rule",
     "__version__",
     "add_rule",
+    "alignment_matrix",
     "estimators",
     "measure_all",
+    "velocity",
 ]

@@ -265,7 +265,9 @@ def _start(
         source = (
             None if way.is_exact or way.needs_model else _trace_source(request, problem, options, listener)
         )
-        return way, start if source is None else _with_trace(start, source)
+        if source is None:
+            return way, start
+        return way, _with_trace(start, source, _other_traces(request, problem, options))
     assert failure is not None
     raise failure
 
@@ -294,11 +296,28 @@ def _trace_source(
     return _TRACE_WAYS[name].trace_run(samples, kernel.shape[0], options.seed, kernel.epsilon)
 
 
-def _with_trace(start: Start, source: Run[Estimate]) -> Start:
-    """The run with the trace of the first kernel from another source; it takes a quarter of the products."""
+def _other_traces(request: Request, problem: Problem, options: Options) -> dict[int, Estimate]:
+    """Exact traces of the other kernels, where that of the first is asked for: bounds need them all."""
+    paired = {kernel for moment in problem.moments if len(moment) == 2 for kernel in moment} - {0}
+    if request.trace_method != "exact" or isinstance(problem.samples, Refusal):
+        return {}
+    quiet = dataclasses.replace(options, products=None, progress=False)
+    return {kernel: single("trace", [request.operators[kernel]], "exact", quiet) for kernel in sorted(paired)}
+
+
+def _with_trace(start: Start, source: Run[Estimate], others: Mapping[int, Estimate]) -> Start:
+    """The run with the trace of the first kernel from another source; it takes a quarter of the products.
+
+    Args:
+        start: The run.
+        source: The trace of the first kernel.
+        others: Exact traces of others.
+    """
 
     def joined(parts: list[Any]) -> MomentSource:
         trace, rest = parts
+        for kernel, known in others.items():
+            rest = TraceFromElsewhere(rest, known, kernel)
         return TraceFromElsewhere(rest, trace)
 
     shares = [0 if isinstance(source, Fixed) else 1, 3]

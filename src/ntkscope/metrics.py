@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from ntkscope.results import Cost, Estimate
 from ntkscope.results.estimate import DOUBLE_EPSILON
+from ntkscope.runs.bounds import bounds_of
 from ntkscope.runs.moments import Moment, MomentSource
 
 __all__ = ["METRICS", "STANDARD", "Powers", "evaluate", "kernels_of", "moments_of"]
@@ -100,6 +101,7 @@ def evaluate(
         return dataclasses.replace(blank, value=0.0, note=note)
     found = source.monomial(powers)
     low, high = _RANGES.get(metric, (-math.inf, math.inf))
+    bounds = bounds_of(source, powers) if found.summary.stderr != 0 else None
     return dataclasses.replace(
         blank,
         value=min(max(found.summary.value, low), high),
@@ -108,6 +110,7 @@ def evaluate(
         samples=found.samples,
         degrees_of_freedom=found.summary.degrees_of_freedom,
         seed=None if found.summary.stderr == 0 else seed,
+        bounds=None if bounds is None else (max(bounds[0], low), min(bounds[1], high)),
         note=found.note or _underflow(found.summary.value, epsilon),
     )
 

@@ -10,6 +10,8 @@ import numpy as np
 from ntkscope import measure
 from ntkscope.engines.base import Engine, LinearMap, Refusal, Samples
 from ntkscope.engines.pick import make_engine
+from ntkscope.fingerprints import Fingerprint
+from ntkscope.fingerprints.take import take_fingerprint
 from ntkscope.metrics import METRICS, STANDARD
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.settings import (
@@ -383,6 +385,31 @@ class NTK:
         chosen = options_of(options, products, seed, limits)
         names = measure.check_metrics(metrics)
         return measure.measure(kernels, names, method, chosen, trace_method=trace_method)
+
+    def fingerprint(self, probes: int = 2, seed: int = 0, by: str | None = None) -> Fingerprint:
+        """All of K that its metrics and alignments need, to be kept in place of the parameters.
+
+        Args:
+            probes: m ≥ 2, random signs of every sample; errors fall as 1/√m. One batched VJP each.
+            seed: Of the probes. Fingerprints that are to be compared have the same probes and seed.
+            by: ``"layer"`` keeps the parts of K that each module's own parameters make apart.
+
+        Returns:
+            The fingerprint, (1 + c)·B·q·m² numbers for B samples in blocks of q ≤ 16 and c ≤ 16 offsets
+            (all pairs of up to 80 samples), a layer each with ``by="layer"``.
+
+        Raises:
+            TypeError: If ``probes`` or ``seed`` is no whole number.
+            ValueError: If there are fewer than 2 probes, for an unknown ``by``, if the samples are
+                coupled, or if their gradients do not fit the memory budget together.
+
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2)
+        >>> before = NTK(model, torch.eye(3)).fingerprint()
+        >>> before.trace().cost.vjps
+        2
+        """
+        return take_fingerprint(self.engine, probes, seed, by)
 
     # How.
 

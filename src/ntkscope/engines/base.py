@@ -253,6 +253,10 @@ class Engine(Protocol):
         """
         ...
 
+    def inputs_digest(self) -> str:
+        """A hash of the values of the batch, the same on every device and for every model."""
+        ...
+
     def at(self, model: Any) -> Engine:
         """The same state of the same model with other parameters.
 

@@ -127,6 +127,9 @@ class Estimate:
         converged: Whether the requested tolerance was met; ``None`` if none was requested.
         epsilon: Relative rounding of the products that it was made of, that of their dtype; an exact
             value is printed with no more digits than that leaves.
+        bounds: (low, high) between which the truth lies for certain, of positive semidefinite kernels:
+            what a sketch captured and the exact trace say so (``method="sketch"``,
+            ``trace_method="exact"``); ``None`` otherwise.
     """
 
     value: float
@@ -140,6 +143,7 @@ class Estimate:
     note: str = ""
     converged: bool | None = None
     epsilon: float = DOUBLE_EPSILON
+    bounds: tuple[float, float] | None = None
 
     def __float__(self) -> float:
         return float(self.value)
@@ -221,6 +225,7 @@ class Estimate:
             "converged": None if self.converged is None else bool(self.converged),
             "note": self.note,
             "cost": self.cost.to_dict(),
+            "bounds": None if self.bounds is None else [float(end) for end in self.bounds],
             **plain_numbers(
                 value=self.value, stderr=self.stderr, degrees_of_freedom=freedom, epsilon=self.epsilon
             ),
@@ -250,6 +255,7 @@ class Estimate:
             note=fields.text("note"),
             converged=fields.flag_or_none("converged"),
             epsilon=fields.number_or("epsilon", DOUBLE_EPSILON),
+            bounds=fields.pair_or_none("bounds"),
         )
 
     def __eq__(self, other: object) -> bool:

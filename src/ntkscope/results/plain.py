@@ -98,6 +98,16 @@ class Fields:
             raise self._wrong(name, "a number or null")
         return float(value)
 
+    def pair_or_none(self, name: str) -> tuple[float, float] | None:
+        """Two floats, or ``None``; that too where the field is missing, as in what earlier versions wrote."""
+        value = self._data.get(name)
+        if value is None:
+            return None
+        is_pair = isinstance(value, list) and len(value) == 2
+        if not is_pair or not all(type(end) in (int, float) for end in value):
+            raise self._wrong(name, "two numbers or null")
+        return float(value[0]), float(value[1])
+
     def number_or(self, name: str, default: float) -> float:
         """A float; ``default`` where the field is missing, as in what earlier versions wrote."""
         return self.number(name) if name in self._data else default

@@ -104,6 +104,7 @@ class Moments:
         squared_trace_samples: Shape (k, c), with mean ``squared_traces``.
         trace_least: What positive semidefinite kernels' traces are at least, shape (c,).
         inner_least: What their inner products are at least, shape (c, c).
+        rest: Dimensions of the state outside of what a sketch captured; ``None`` if there is no sketch.
         epsilon: Relative rounding error of the products.
     """
 
@@ -119,6 +120,7 @@ class Moments:
     squared_trace_samples: Small | None = None
     trace_least: Small | None = None
     inner_least: Small | None = None
+    rest: int | None = None
     epsilon: float = 2.0**-52
 
     def value(self, moment: Moment) -> float:

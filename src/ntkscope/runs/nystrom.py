@@ -232,6 +232,8 @@ def _moments(small: _Approximation, epsilon: float) -> Moments:
     inner = (inner + inner.transpose(0, 2, 1)) / 2
     probes, count = traces.shape
 
+    least = _captured_by_all(small)
+
     def freedom(samples: Small, level: float) -> float:
         return effective_degrees_of_freedom(probes, float(np.var(samples, ddof=1)), float(level))
 
@@ -246,7 +248,8 @@ def _moments(small: _Approximation, epsilon: float) -> Moments:
         ),
         left_out=_left_out(small),
         trace_variances=variances if 2 * probes > small.size else None,
-        **_captured_by_all(small),
+        trace_least=least["trace_least"],
+        inner_least=least["inner_least"],
         epsilon=epsilon,
     )
 

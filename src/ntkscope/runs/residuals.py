@@ -123,6 +123,7 @@ def sketch_moments(small: Deflated) -> Moments:
         trace_variances=samples.variances.mean(axis=0) if 2 * small.rank > small.size else None,
         trace_least=np.trace(small.core, axis1=1, axis2=2),
         inner_least=_captured_by_all(small),
+        rest=small.size - small.rank,
         epsilon=small.epsilon,
     )
 

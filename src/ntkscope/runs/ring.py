@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ntkscope.operators.space import Small
 
-__all__ = ["Counted", "Part", "ProbedSamples", "Ring", "RingSums", "without_mean"]
+__all__ = ["Counted", "Part", "ProbedSamples", "Ring", "RingProducts", "RingSums", "without_mean"]
 
 #: Samples in a block of the ring, and offsets around it for every probe.
 _BLOCK = 16
@@ -22,26 +22,12 @@ _ROWS = 512
 _STREAM = 23
 
 
-class ProbedSamples(Protocol):
-    """The gradients J_bᵀz_{b,i} of every sample for probes that can be added to."""
-
-    @property
-    def batch(self) -> int:
-        """B, the number of samples."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """N, the size of the state."""
-        ...
+class RingProducts(Protocol):
+    """Inner products T[(b,i),(b',j)] of the probes of samples, around a ring."""
 
     @property
     def epsilon(self) -> float:
         """Relative rounding error of the products."""
-        ...
-
-    def add(self, signs: NDArray[np.int8]) -> None:
-        """More probes, signs over the whole state of shape (n, k): k VJPs."""
         ...
 
     def ring(
@@ -54,6 +40,28 @@ class ProbedSamples(Protocol):
         left over of the last block is zero. An array holds about ``room`` numbers; for every offset in
         order they come block after block, the same for all kernels of the same samples.
         """
+        ...
+
+
+class ProbedSamples(RingProducts, Protocol):
+    """The gradients J_bᵀz_{b,i} of every sample for probes that can be added to."""
+
+    @property
+    def batch(self) -> int:
+        """B, the number of samples."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """N, the size of the state."""
+        ...
+
+    def add(self, signs: NDArray[np.int8]) -> None:
+        """More probes, signs over the whole state of shape (n, k): k VJPs."""
+        ...
+
+    def by_layer(self) -> Mapping[str, RingProducts]:
+        """The products of each layer's parameters alone, by the layer's name; they sum up to these."""
         ...
 
 
@@ -77,6 +85,11 @@ class Ring:
         offsets = 1 + generator.permutation(max(0, blocks - 1))
         wanted = blocks - 1 if blocks <= 5 else min(blocks - 1, _OFFSETS * probes, _MOST_OFFSETS)
         return cls(order, block, tuple(int(o) for o in offsets[:wanted]))
+
+    def is_same(self, other: Ring) -> bool:
+        """Whether the same pairs are taken, in the same places."""
+        alike = (self.block, self.offsets) == (other.block, other.offsets)
+        return alike and np.array_equal(self.order, other.order)
 
     @property
     def blocks(self) -> int:

@@ -19,14 +19,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkscope.operators.probes import random_signs
 from ntkscope.operators.space import Small
 from ntkscope.runs.moments import Moment, Monomial
-from ntkscope.runs.ring import Counted, Part, ProbedSamples, Ring, RingSums, without_mean
+from ntkscope.runs.ring import Counted, Part, ProbedSamples, Ring, RingProducts, RingSums, without_mean
 from ntkscope.runs.statistics import Summary, summarise_sums
 
-__all__ = ["RingMoments", "SampleGramRun", "ring_moments"]
+__all__ = ["RingMoments", "SampleGramRun", "ring_moments", "sample_signs"]
 
 _STREAM = 22
 # Numbers in a tile.
@@ -34,6 +35,11 @@ _ROOM = 1 << 21
 #: A value of one pair of probes squared is at most so much of its variance: (zᵀKz')² of rank one is
 #: the square of a square, whose second moment is 9/8 of its variance.
 _OWN_PAIR = 8 / 9
+
+
+def sample_signs(size: int, start: int, stop: int, seed: int) -> NDArray[np.int8]:
+    """Probes ``start..stop-1`` of every sample, signs over the whole state: shape (size, stop - start)."""
+    return random_signs(size, start, stop, seed=seed, stream=_STREAM)
 
 
 class SampleGramRun:
@@ -61,8 +67,7 @@ class SampleGramRun:
         """Pull more probes back."""
         wanted = products // len(self._kernels)
         if wanted > self._probes:
-            size = self._kernels[0].size
-            signs = random_signs(size, self._probes, wanted, seed=self._seed, stream=_STREAM)
+            signs = sample_signs(self._kernels[0].size, self._probes, wanted, self._seed)
             for kernel in self._kernels:
                 kernel.add(signs)
             self._probes = wanted
@@ -218,10 +223,22 @@ def _together(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return math.sqrt(total), total**2 / doubt if doubt > 0 else math.inf
 
 
-def ring_moments(kernels: Sequence[ProbedSamples], ring: Ring, probes: int) -> RingMoments:
-    """The moments of all kernels and pairs of kernels over the pairs of samples of a ring."""
+def ring_moments(
+    kernels: Sequence[RingProducts],
+    ring: Ring,
+    probes: int,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> RingMoments:
+    """The moments of all kernels over the pairs of samples of a ring.
+
+    Args:
+        kernels: The inner products of every kernel's probes.
+        ring: The ring.
+        probes: m, of every sample.
+        pairs: The inner products ⟨K_a, K_b⟩ that are wanted, a ≤ b; all of them if ``None``.
+    """
     count, batch = len(kernels), len(ring.order)
-    places = [(a, b) for a in range(count) for b in range(a, count)]
+    places = [(a, b) for a in range(count) for b in range(a, count)] if pairs is None else list(pairs)
     offsets = (0, *ring.offsets)
     rings = [kernel.ring(ring.order, ring.block, offsets, _ROOM) for kernel in kernels]
     sums = RingSums(ring, len(places), probes)

@@ -47,27 +47,31 @@ class TraceFromElsewhere:
     """
 
     def __init__(self, rest: MomentSource, trace: Estimate, kernel: int = 0) -> None:
-        self._rest = rest
-        self._trace = trace
+        #: All other moments.
+        self.rest = rest
+        #: The trace.
+        self.trace = trace
+        #: Of which kernel.
+        self.kernel = kernel
         self._moment = (kernel,)
 
     def value(self, moment: Moment) -> float:
         """A moment by itself."""
-        return self._trace.value if moment == self._moment else self._rest.value(moment)
+        return self.trace.value if moment == self._moment else self.rest.value(moment)
 
     def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
         """Π vⱼ^pⱼ, with the trace's error beside that of the rest."""
         power = powers.get(self._moment)
         if power is None:
-            return self._rest.monomial(powers)
-        trace = IndependentMoments({self._moment: self._trace}).monomial({self._moment: 1})
+            return self.rest.monomial(powers)
+        trace = IndependentMoments({self._moment: self.trace}).monomial({self._moment: 1})
         others = {moment: p for moment, p in powers.items() if moment != self._moment}
         if not others and power == 1:
-            return Monomial(trace.summary, trace.samples, trace.note, self._trace.method)
-        rest = self._rest.monomial(others)
+            return Monomial(trace.summary, trace.samples, trace.note, self.trace.method)
+        rest = self.rest.monomial(others)
         summaries = [trace.summary, rest.summary]
         note = "; ".join(dict.fromkeys(note for note in (trace.note, rest.note) if note))
-        source = f"trace by {self._trace.method}"
+        source = f"trace by {self.trace.method}"
         if any(summary.value == 0 for summary in summaries):
             return Monomial(Summary(0.0, None), note=note, source=source)
         return Monomial(combine_independent(summaries, [power, 1]), note=note, source=source)

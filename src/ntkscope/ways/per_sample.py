@@ -17,7 +17,7 @@ from ntkscope.runs.sources import IndependentMoments
 from ntkscope.ways.base import NeedsSamples, Problem, Start, per_sample_of
 from ntkscope.ways.costs import growth_of, per_sample_seconds
 
-__all__ = ["PerSample", "PerSampleForward", "PerSampleGram"]
+__all__ = ["PerSample", "PerSampleForward", "PerSampleGram", "gram_bytes"]
 
 _STREAM = 20
 _FORWARD_STREAM = 21
@@ -165,7 +165,7 @@ class PerSampleGram(NeedsSamples):
     def why_not(self, problem: Problem) -> str:
         """The gradients of all samples are kept at once."""
         sizes = problem.sizes
-        if sizes is not None and self._bytes(sizes, self._gram_probes(sizes, problem.rtol)) > sizes.budget:
+        if sizes is not None and gram_bytes(sizes, self._gram_probes(sizes, problem.rtol)) > sizes.budget:
             return "the gradients of all samples do not fit the memory budget together"
         return super().why_not(problem)
 
@@ -195,7 +195,8 @@ class PerSampleGram(NeedsSamples):
         """The error falls with the samples as with the probes: some 250 of both together give 1%."""
         return max(4, math.ceil(250 / max(sizes.batch, 1) * growth_of(rtol)))
 
-    @staticmethod
-    def _bytes(sizes: Sizes, probes: int) -> float:
-        each = 3 * sizes.batch * (sizes.taps + sizes.general) * probes
-        return sizes.itemsize * (3 * sizes.elements + each)
+
+def gram_bytes(sizes: Sizes, probes: int) -> float:
+    """What the gradients of all samples take together for so many probes."""
+    each = 3 * sizes.batch * (sizes.taps + sizes.general) * probes
+    return sizes.itemsize * (3 * sizes.elements + each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ntkscope.engines.torch.compat import pytree
 
-__all__ = ["difference"]
+__all__ = ["difference", "digest"]
 
 
 def difference(ours: Any, theirs: Any) -> str:
@@ -41,6 +42,26 @@ def difference(ours: Any, theirs: Any) -> str:
     number, tensor = unmatched[0]
     shapes = " and ".join(str(tuple(x.shape)) for x in (tensor, right[0]))
     return f"input {number} has other values, shapes {shapes}"
+
+
+def digest(inputs: Any) -> str:
+    """A hash of a batch's values, wherever they stand and whatever they are called.
+
+    Fractions count to float32: a batch and its float64 copy are the same.
+
+    Args:
+        inputs: Tensors in tuples, lists and dicts.
+    """
+    parts = sorted(_digest(tensor) for tensor in _tensors(inputs))
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    # A zero has one sign.
+    plain = values.float() + 0.0 if values.is_floating_point() else values.long()
+    numbers = plain.detach().to("cpu").contiguous().numpy()
+    return hashlib.blake2b(numbers.reshape(-1).view("u1").data, digest_size=16).digest()
 
 
 def _tensors(inputs: Any) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ntkscope.engines.base import Directions, Machine, Refusal, Sizes
 from ntkscope.engines.torch import machine
-from ntkscope.engines.torch.batches import difference
+from ntkscope.engines.torch.batches import difference, digest
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
@@ -84,6 +84,7 @@ class TorchEngine:
         }
         self._samples: TorchSamples | Refusal | None = None
         self._sizes: Sizes | None = None
+        self._digest: str | None = None
 
     # What it is.
 
@@ -218,6 +219,12 @@ class TorchEngine:
         """As :meth:`ntkscope.engines.base.Engine.other_inputs`."""
         return difference(self.function.inputs, other.function.inputs)
 
+    def inputs_digest(self) -> str:
+        """As :meth:`ntkscope.engines.base.Engine.inputs_digest`; made once for all moments of training."""
+        if self._digest is None:
+            self._digest = digest(self.function.inputs)
+        return self._digest
+
     # Later in training.
 
     def at(self, model: nn.Module) -> TorchEngine:
@@ -228,6 +235,7 @@ class TorchEngine:
                 f"the model's state has shape {twin.output_shape} now, expected {self.output_shape}; "
                 "make a new NTK of it"
             )
+        twin._digest = self._digest
         if isinstance(self._samples, TorchSamples):
             try:
                 twin._samples = TorchSamples(self._samples.jacobian.at(twin.function, twin.ledger))

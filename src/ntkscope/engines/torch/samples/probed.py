@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,10 @@ from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.operators.space import Small
 
 __all__ = ["ProbedGradients"]
+
+
+#: The layer of the model's own parameters, which are in no module of it.
+_OUTERMOST = "self"
 
 
 class ProbedGradients:
@@ -65,6 +71,29 @@ class ProbedGradients:
         self._parts = fresh if not self._parts else _joined(self._parts, fresh)
         self._probes += signs.shape[1]
         jacobian.ledger.add(vjps=signs.shape[1])
+
+    def by_layer(self) -> dict[str, ProbedGradients]:
+        """The same of each module's own parameters, as :meth:`ntkscope.runs.ring.ProbedSamples.by_layer`."""
+        found: dict[str, ProbedGradients] = {}
+        for name, groups in self._layers().items():
+            found[name] = copy.copy(self)
+            found[name]._parts = [
+                (part, {group: factors[group] for group in groups}) for part, factors in self._parts
+            ]
+        return found
+
+    def _layers(self) -> dict[str, list[Group]]:
+        """The groups by the module that holds their first parameter, as the model lists its parameters."""
+        place = {name: index for index, name in enumerate(self._jacobian.function.parameters)}
+        blocks = self._jacobian.graph.blocks
+        named = [
+            (blocks.get(group.blocks[0], group.blocks[0]), group)
+            for group in dict.fromkeys(group for _, factors in self._parts for group in factors)
+        ]
+        layers: dict[str, list[Group]] = defaultdict(list)
+        for name, group in sorted(named, key=lambda pair: place.get(pair[0], len(place))):
+            layers[name.rpartition(".")[0] or _OUTERMOST].append(group)
+        return dict(layers)
 
     def ring(
         self, order: NDArray[np.int64], block: int, offsets: Sequence[int], room: int

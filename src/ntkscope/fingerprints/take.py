@@ -1,0 +1,74 @@
+"""Taking a fingerprint: a few backward passes and their inner products."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+from ntkscope.engines.base import Engine, Refusal, Samples
+from ntkscope.fingerprints.fingerprint import Fingerprint
+from ntkscope.operators.ledger import Meter
+from ntkscope.runs.kept import kept_products
+from ntkscope.runs.ring import Ring
+from ntkscope.runs.sample_gram import sample_signs
+from ntkscope.settings import Options
+from ntkscope.ways.per_sample import gram_bytes
+
+__all__ = ["take_fingerprint"]
+
+#: What a fingerprint may keep apart.
+_BY = (None, "layer")
+
+
+def take_fingerprint(engine: Engine, probes: int, seed: int, by: str | None) -> Fingerprint:
+    """The fingerprint of a model's kernel, as :meth:`ntkscope.NTK.fingerprint`."""
+    _check(probes, seed, by)
+    with engine.session():
+        meter = Meter([engine.ledger])
+        samples = _samples(engine, probes)
+        probed = samples.probed()
+        probed.add(sample_signs(probed.size, 0, probes, seed))
+        ring = Ring.of(probed.batch, probes, seed)
+        parts = {"": probed} if by is None else probed.by_layer()
+        # Inner products need no more digits than the gradients have.
+        dtype = np.float64 if probed.epsilon < np.finfo(np.float32).eps else np.float32
+        tiles = {name: kept_products(part, ring, probes, dtype) for name, part in parts.items()}
+        return Fingerprint(
+            tiles or {"": kept_products(probed, ring, probes, dtype)},
+            ring,
+            outputs=samples.outputs,
+            n_params=engine.shape[1],
+            probes=probes,
+            seed=seed,
+            inputs=engine.inputs_digest(),
+            epsilon=probed.epsilon,
+            cost=meter(),
+        )
+
+
+def _samples(engine: Engine, probes: int) -> Samples:
+    samples = engine.samples()
+    if isinstance(samples, Refusal):
+        raise ValueError(
+            f"a fingerprint needs samples that are treated on their own: {samples.reason}; "
+            "name the samples' axis by batch_dim=, or use measure()"
+        )
+    needed = gram_bytes(engine.sizes(), probes)
+    if needed > engine.budget:
+        raise ValueError(
+            f"the gradients of all samples take {needed:,.0f} bytes, and the memory budget is "
+            f"{engine.budget:,}; raise memory_budget=, or use fewer samples or probes"
+        )
+    return samples
+
+
+def _check(probes: Any, seed: Any, by: Any) -> None:
+    if isinstance(probes, bool) or not isinstance(probes, numbers.Integral):
+        raise TypeError(f"probes must be an int, found {probes!r}; pass a number such as probes=2")
+    if probes < 2:
+        raise ValueError(f"a fingerprint needs at least 2 probes, found {probes}; use probes=2 or more")
+    Options(seed=seed)
+    if by not in _BY:
+        raise ValueError(f"unknown by={by!r}; choose one of " + ", ".join(map(repr, _BY)))

@@ -1,0 +1,115 @@
+"""Inner products of a ring that are kept, and what follows from two kernels' without the models."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkscope.operators.space import Small
+from ntkscope.runs.moments import ROUNDING, Monomial
+from ntkscope.runs.ring import Ring, RingProducts
+from ntkscope.runs.sample_gram import ring_moments
+from ntkscope.runs.statistics import Summary
+
+__all__ = ["KeptProducts", "Tiles", "distance", "inner_products", "kept_products"]
+
+#: Shape (1 + c, nb, q, m, q, m): the blocks on the diagonal, and those at each of c offsets.
+Tiles: TypeAlias = NDArray[np.floating[Any]]
+
+# Numbers in a tile.
+_ROOM = 1 << 21
+
+
+@dataclass(frozen=True, eq=False)
+class KeptProducts:
+    """The inner products of one kernel, as :class:`ntkscope.runs.ring.RingProducts`.
+
+    Attributes:
+        tiles: Shape (1 + c, nb, q, m, q, m), by offset, first block, sample, probe, sample, probe.
+        epsilon: Relative rounding error of the products.
+    """
+
+    tiles: Tiles
+    epsilon: float
+
+    def ring(
+        self, order: NDArray[np.int64], block: int, offsets: Sequence[int], room: int
+    ) -> Iterator[tuple[int, int, Small]]:
+        """As :meth:`ntkscope.runs.ring.RingProducts.ring`, around the ring that they were kept for."""
+        step = max(1, room // math.prod(self.tiles.shape[2:]))
+        for offset, tiles in zip(offsets, self.tiles, strict=True):
+            for start in range(0, len(tiles), step):
+                yield offset, start, np.asarray(tiles[start : start + step], dtype=np.float64)
+
+    def over(self, scale: float) -> KeptProducts:
+        """Those of K / scale, in float64."""
+        return dataclasses.replace(self, tiles=np.asarray(self.tiles, dtype=np.float64) / scale)
+
+
+def kept_products(products: RingProducts, ring: Ring, probes: int, dtype: type[np.floating[Any]]) -> Tiles:
+    """All inner products around a ring: shape (1 + c, nb, q, m, q, m)."""
+    offsets = (0, *ring.offsets)
+    shape = (len(offsets), ring.blocks, ring.block, probes, ring.block, probes)
+    tiles = np.zeros(shape, dtype=dtype)
+    for offset, start, found in products.ring(ring.order, ring.block, offsets, _ROOM):
+        tiles[offsets.index(offset), start : start + len(found)] = found
+    return tiles
+
+
+def inner_products(kernels: Sequence[KeptProducts], ring: Ring, probes: int) -> Small:
+    """⟨K_a, K_b⟩ of all pairs of c kernels, shape (c, c), by one product of matrices and without errors."""
+    others = np.full((ring.block, probes, ring.block, probes), 1 / probes**2)
+    own = others.copy()
+    index = np.arange(ring.block)
+    own[index, :, index, :] = (1 - np.eye(probes)) / (probes * (probes - 1))
+    total = np.zeros((len(kernels), len(kernels)))
+    for place, weight in enumerate((1.0, *[ring.weight] * len(ring.offsets))):
+        shares = others if place else own
+        # Block by block, so that no second copy of all kernels is made.
+        for block in range(ring.blocks):
+            rows = np.stack([kernel.tiles[place, block].ravel() for kernel in kernels]).astype(np.float64)
+            total += weight * ((rows * shares.ravel()) @ rows.T)
+    return total
+
+
+def distance(first: KeptProducts, second: KeptProducts, ring: Ring, probes: int) -> Monomial:
+    """1 - cos(K, K') = ½‖K/‖K‖ - K'/‖K'‖‖²_F, from the products of both less each other.
+
+    What both have in common is gone before anything is squared, and so is its noise: of a distance of
+    1e-6 as many digits are known as of the norm. With U = K/‖K‖ - K'/‖K'‖ at the estimated norms it is
+    ½‖U‖², and what the norms' own errors add to its error is that of ½‖U‖²/(‖K‖‖K'‖) at norms of 1.
+
+    Args:
+        first: The products of K.
+        second: Those of K' for the same probes.
+        ring: The ring of both.
+        probes: m.
+
+    Returns:
+        The distance, 0 for equal products; its standard error is never below what rounding leaves.
+        Its value is nan if a kernel is zero.
+    """
+    squares = ring_moments([first, second], ring, probes, pairs=[(0, 0), (1, 1)])
+    norms = [math.sqrt(squares.value((kernel, kernel))) for kernel in range(2)]
+    if not all(norms):
+        return Monomial(Summary(math.nan, None), note="the alignment with a zero kernel is not defined")
+    units = [kernel.over(norm) for kernel, norm in zip((first, second), norms, strict=True)]
+    epsilon = max(first.epsilon, second.epsilon)
+    apart = KeptProducts(units[0].tiles - units[1].tiles, epsilon)
+    source = ring_moments([apart, *units], ring, probes, pairs=[(0, 0), (1, 1), (2, 2)])
+    found = source.monomial({(0, 0): 1, (1, 1): -0.5, (2, 2): -0.5})
+    value = found.summary.value / 2
+    # Rounding by R moves ½‖U‖² by ⟨U, R⟩ and ½‖R‖².
+    rounding = ROUNDING * epsilon * (math.sqrt(2 * value) + epsilon)
+    if value == 0:
+        return Monomial(Summary(0.0, rounding))
+    known = found.summary.stderr
+    stderr = None if known is None else math.hypot(known / 2, rounding)
+    samples = None if found.samples is None else found.samples / 2
+    return Monomial(Summary(value, stderr, found.summary.degrees_of_freedom), samples)
