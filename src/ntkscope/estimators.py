@@ -5,14 +5,14 @@ Works through products alone; knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from ntkscope import measure as _measure
 from ntkscope.metrics import STANDARD
 from ntkscope.operators.composed import as_map
 from ntkscope.operators.space import Map
-from ntkscope.results import Estimate, Measurement, Measurements
+from ntkscope.results import Estimate, Measurement, Measurements, named_kernels
 from ntkscope.runs.drive import Run
 from ntkscope.settings import Limits, Method, Options, TraceMethod, options_of
 from ntkscope.ways.table import methods_of
@@ -201,7 +201,7 @@ def measure(
 
 
 def measure_all(
-    operators: Sequence[Any],
+    operators: Sequence[Any] | Mapping[str, Any],
     method: Method = "auto",
     products: int | None = None,
     seed: int | None = None,
@@ -215,7 +215,7 @@ def measure_all(
     Every operator pays for its products once, however many pairs it is in.
 
     Args:
-        operators: Of one shape (n, n), such as the NTKs of several checkpoints.
+        operators: Of one shape (n, n), such as the NTKs of several checkpoints; a mapping gives them names.
         method: One of ``METHODS["measure_all"]``.
         products: Products to spend, all operators together.
         seed: Of the probes; 0 if not given.
@@ -239,7 +239,8 @@ def measure_all(
         raise ValueError("measure_all needs at least one operator, found none; pass a list of operators")
     chosen = options_of(options, products, seed, limits)
     wanted = _measure.check_metrics(metrics)
-    return _measure.measure_all(list(operators), wanted, method, chosen)
+    given, names = named_kernels(operators)
+    return _measure.measure_all(given, wanted, method, chosen).named(names)
 
 
 def _single(metric: str, operators: list[Any], method: str, options: Options, **sources: Any) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, Unpack
 
@@ -13,7 +14,7 @@ from ntkscope.engines.pick import make_engine
 from ntkscope.fingerprints import Fingerprint
 from ntkscope.fingerprints.take import take_fingerprint
 from ntkscope.metrics import METRICS, STANDARD
-from ntkscope.results import Cost, Estimate, Measurement, Measurements
+from ntkscope.results import Cost, Estimate, Measurement, Measurements, named_kernels
 from ntkscope.settings import (
     DEFAULT_BUDGET,
     Limits,
@@ -360,7 +361,7 @@ class NTK:
 
     def measure(
         self,
-        others: Sequence[Any] = (),
+        others: Sequence[Any] | Mapping[str, Any] = (),
         method: Method = "auto",
         products: int | None = None,
         seed: int | None = None,
@@ -373,18 +374,21 @@ class NTK:
         """Trace, norm, effective rank, and the alignment with each of ``others``, from shared work.
 
         Args and errors as in :meth:`alignment`, ``trace_method`` as in :meth:`effective_rank`, and
-        ``metrics``: which of :data:`ntkscope.metrics.METRICS`. ``method="sketch"`` goes by products
-        alone, each kernel's counted once. A tolerance is met when every metric meets it.
+        ``metrics``: which of :data:`ntkscope.metrics.METRICS`. The others have names if they come as
+        ``{"init": other}``. ``method="sketch"`` goes by products alone, each kernel's counted once. A
+        tolerance is met when every metric meets it.
 
         >>> import torch
         >>> model = torch.nn.Linear(3, 1, bias=False)
         >>> round(NTK(model, torch.eye(3)).measure().effective_rank.value, 4)
         3.0
         """
-        kernels = [self, *map(self._other, others)]
+        given, names = named_kernels(others)
+        kernels = [self, *map(self._other, given)]
         chosen = options_of(options, products, seed, limits)
-        names = measure.check_metrics(metrics)
-        return measure.measure(kernels, names, method, chosen, trace_method=trace_method)
+        wanted = measure.check_metrics(metrics)
+        found = measure.measure(kernels, wanted, method, chosen, trace_method=trace_method)
+        return dataclasses.replace(found, others=names)
 
     def fingerprint(self, probes: int = 2, seed: int = 0, by: str | None = None) -> Fingerprint:
         """All of K that its metrics and alignments need, to be kept in place of the parameters.
@@ -474,7 +478,7 @@ class NTK:
 
 
 def measure_all(
-    kernels: Sequence[NTK],
+    kernels: Sequence[NTK] | Mapping[str, NTK],
     method: Method = "auto",
     products: int | None = None,
     seed: int | None = None,
@@ -489,7 +493,8 @@ def measure_all(
     training run give their whole alignment matrix.
 
     Args:
-        kernels: NTKs on states of one shape.
+        kernels: NTKs on states of one shape; by their names, ``{"init": a, "trained": b}``, which tables
+            and plots then use.
         method: As in :meth:`NTK.measure`; separate Hutch++ runs are not among them.
         products: NTK products to spend, all kernels together.
         seed: Of the probes; 0 if not given.
@@ -510,6 +515,8 @@ def measure_all(
     """
     if not kernels:
         raise ValueError("measure_all needs at least one kernel, found none; pass a list of NTKs")
-    checked = [kernels[0]._other(kernel) for kernel in kernels]
+    given, names = named_kernels(kernels)
+    checked = [given[0]._other(kernel) for kernel in given]
     chosen = options_of(options, products, seed, limits)
-    return measure.measure_all(checked, measure.check_metrics(metrics), method, chosen)
+    found = measure.measure_all(checked, measure.check_metrics(metrics), method, chosen)
+    return found.named(names)

@@ -10,10 +10,9 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from ntkscope import Cost, Estimate, Measurement, Measurements, results
+from ntkscope import Cost, Estimate, Measurement, results
 
 TRACE = Estimate(2.0, 0.1, "a <b>", "trace", cost=Cost(5))
 NORM = Estimate(3.0, math.inf, "sketch", "frobenius_norm")
@@ -80,7 +79,12 @@ def test_it_is_frozen_and_keeps_what_it_was_given() -> None:
 
 @pytest.mark.parametrize(
     ("estimates", "pairs", "name"),
-    [({"cost": TRACE}, {}, "cost"), ({}, {"cost": [TRACE]}, "cost"), ({"x": TRACE}, {"x": []}, "x")],
+    [
+        ({"others": TRACE}, {}, "others"),
+        ({"cost": TRACE}, {}, "cost"),
+        ({}, {"cost": [TRACE]}, "cost"),
+        ({"x": TRACE}, {"x": []}, "x"),
+    ],
 )
 def test_names_are_not_given_twice(
     estimates: dict[str, Estimate], pairs: dict[str, list[Estimate]], name: str
@@ -110,7 +114,7 @@ def test_map_and_with_estimates() -> None:
 
 
 def test_rows_and_text() -> None:
-    names = ["trace", "frobenius norm", "alignment 0", "alignment 1"]
+    names = ["trace", "frobenius norm", "alignment[0]", "alignment[1]"]
     assert [name for name, _ in _measurement().rows()] == names
     assert [name for name, _ in _measurement(1).rows()][-1] == "alignment"
     lines = repr(_measurement(1)).splitlines()
@@ -158,39 +162,6 @@ def test_broken_dicts_name_the_field() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Measurement.from_dict(broken)
-
-
-def _all(count: int = 3) -> Measurements:
-    return Measurements(_measurement(count - 1) for _ in range(count))
-
-
-def test_the_alignment_matrix() -> None:
-    np.testing.assert_allclose(_all().alignment_matrix(), [[1, 0.5, 0.6], [0.5, 1, 0.6], [0.5, 0.6, 1]])
-    np.testing.assert_allclose(_all(2).alignment_stderr(), [[0, 0.01], [0.01, 0]])
-    unknown = Measurement({}, {"alignment": [Estimate(math.nan)]})
-    assert np.isnan(Measurements([unknown, unknown]).alignment_stderr()[0, 1])
-    assert Measurements([unknown, unknown]).to_dict()["alignment_matrix"] == [[1.0, None], [None, 1.0]]
-    assert "kernel 1\ntrace" in str(_all())
-    assert _all()._repr_html_().count("<table>") == 3
-
-
-@pytest.mark.parametrize("found", [_all(), _all(1), Measurements(), Measurements([Measurement()])])
-def test_from_dict_of_several(found: Measurements) -> None:
-    for data in (found.to_dict(), json.loads(json.dumps(found.to_dict(), allow_nan=False))):
-        back = Measurements.from_dict(data)
-        assert back == found
-        assert isinstance(back, Measurements)
-        assert ("alignment_matrix" in data) == all("alignment" in one for one in found)
-
-
-def test_broken_dicts_of_several_name_the_kernel() -> None:
-    for broken, message in (
-        ({}, "measurements lacks the field 'kernels'"),
-        ({"kernels": {}}, r"the field 'kernels' \{\}, expected a list"),
-        ({"kernels": [_measurement().to_dict(), {}]}, "kernel 1 cannot be read: a measurement lacks the"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Measurements.from_dict(broken)
 
 
 # Type checkers.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -180,3 +182,26 @@ def test_a_plan_does_not_run_the_products() -> None:
 def test_a_tight_tolerance_makes_exact_the_fast_method(metric: str) -> None:
     ntk = NTK(torch.nn.Linear(4, 2), torch.ones(50, 4))
     assert ntk.plan(metric, rtol=1e-5).choice.exact
+
+
+def test_a_notebook_shows_a_table_of_the_ways() -> None:
+    ways = [
+        _way("slow", 2.0),
+        _way("fast <b>", 1.0),
+        _way("not", 0.5, why_not="coupled & all"),
+    ]
+    html = choose("trace", ways)._repr_html_()
+    assert html.count("<tr>") == 4
+    # The fastest first and marked, what cannot be taken last.
+    assert html.index("<b>fast &lt;b&gt;</b>") < html.index("slow</td>") < html.index(">not</td>")
+    assert "not here: coupled &amp; all" in html
+    assert "it is predicted 2 times faster than slow" in html
+
+
+def test_a_plan_is_json() -> None:
+    ways = [_way("a", math.inf, why_not="no"), _way("b", 1.0, exact=True)]
+    data = json.loads(json.dumps(choose("trace", ways).to_dict(), allow_nan=False))
+    assert (data["quantity"], data["choice"], data["reason"]) == ("trace", "b", "it is the only way here")
+    assert [(w["name"], w["seconds"], w["exact"], w["why_not"]) for w in data["ways"]] == [
+        ("b", 1.0, True, ""), ("a", None, False, "no"),
+    ]  # fmt: skip

@@ -168,7 +168,7 @@ def demo_figure(result: DemoResult, products: int) -> Figure:
         f"{when} training (test accuracy {share:.0%})"
         for when, share in zip(("before", "after"), result.accuracy, strict=True)
     ]
-    plots.kernel_maps(top, list(zip(titles, result.maps, strict=True)), result.labels)
+    plots.kernel_maps(top, list(zip(titles, result.maps, strict=True)), result.labels, "digit")
     plots.metric_panels(bottom, result.estimated, reference=result.exact)
     bottom.supxlabel(
         f"bars: estimates from at most {products} products of K, with 95% intervals and 1 s.e. in %; "

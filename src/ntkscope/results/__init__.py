@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ntkscope.results.estimate import Cost, Estimate, student_t_quantile
-from ntkscope.results.measurement import Measurement, Measurements
+from ntkscope.results.measurement import Measurement
+from ntkscope.results.measurements import Measurements, named_kernels
 
-__all__ = ["Cost", "Estimate", "Measurement", "Measurements", "student_t_quantile"]
+__all__ = ["Cost", "Estimate", "Measurement", "Measurements", "named_kernels", "student_t_quantile"]

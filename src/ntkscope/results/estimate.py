@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import math
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkscope.results.number import NumberLike
 from ntkscope.results.plain import Fields, plain_numbers
 
 __all__ = ["Cost", "Estimate", "student_t_quantile"]
@@ -109,10 +111,17 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimate(NumberLike):
     """A number, how far to trust it, and what it cost.
 
-    Two estimates are equal if all their fields but the samples are; nan equals nan.
+    ``format``, ``round``, comparisons, ``float`` and NumPy's functions take its value. Sums and
+    products with a plain number are estimates, with the error that follows; two estimates are never
+    combined, since their errors may come from the same probes. Two estimates are equal if all their
+    fields but the samples are; nan equals nan; none equals a plain number.
+
+    >>> e = Estimate(200.0, 4.0)
+    >>> f"{e:.1f}", round(e), e > 199, (e / 100).value_text()
+    ('200.0', 200, True, '2.000 ± 0.040')
 
     Attributes:
         value: The estimate.
@@ -145,8 +154,28 @@ class Estimate:
     epsilon: float = DOUBLE_EPSILON
     bounds: tuple[float, float] | None = None
 
-    def __float__(self) -> float:
-        return float(self.value)
+    def affine(self, scale: float, shift: float, words: str) -> Estimate:
+        """``scale * self + shift`` with the error that follows; also what ``2 * estimate - 1`` gives.
+
+        Args:
+            scale: A plain number.
+            shift: A plain number.
+            words: What that is, with ``{}`` for the quantity.
+        """
+        value = scale * self.value + shift
+        # The rounding stays as large as it was, which is more of a value that is smaller now.
+        rounding = self.epsilon * abs(scale * self.value)
+        relative = rounding / abs(value) if value else (1.0 if rounding else 0.0)
+        inner = f"({self.quantity})" if " " in self.quantity else self.quantity
+        return dataclasses.replace(
+            self,
+            value=value,
+            stderr=None if self.stderr is None else abs(scale) * self.stderr,
+            samples=None if self.samples is None else scale * self.samples + shift,
+            quantity=words.format(inner),
+            epsilon=min(max(relative, DOUBLE_EPSILON), 1.0),
+            converged=None,
+        )
 
     @property
     def relative_stderr(self) -> float | None:

@@ -1,23 +1,24 @@
-"""The metrics of a kernel that were measured together, by their names."""
+"""The metrics of one kernel that were measured together, by their names."""
 
 from __future__ import annotations
 
+import dataclasses
 import html
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ntkscope.results.estimate import Cost, Estimate
+from ntkscope.results.frames import frame, record, words
 from ntkscope.results.plain import Fields
 
-__all__ = ["Measurement", "Measurements"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-# Reserved by to_dict, which puts the metrics beside it.
-_COST = "cost"
+__all__ = ["Measurement"]
+
+# Reserved by to_dict, which puts the metrics beside them.
+_COST, _OTHERS = "cost", "others"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +33,7 @@ class Measurement(Mapping[str, Any]):
         estimates: The metrics of the kernel itself.
         pairs: The metrics of the kernel and each of the others.
         cost: What all of it cost together (shared work counted once).
+        others: Names of the other kernels, if they have any.
 
     >>> m = Measurement({"trace": Estimate(3.0, 0.0)}, {"alignment": [Estimate(0.9, 0.0)]})
     >>> list(m), m["trace"].value, m.alignment[0].value
@@ -41,13 +43,22 @@ class Measurement(Mapping[str, Any]):
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     pairs: Mapping[str, Sequence[Estimate]] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
+    others: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        taken = sorted({_COST, *self.estimates} & self.pairs.keys() | {_COST} & self.estimates.keys())
+        reserved = {_COST, _OTHERS}
+        taken = sorted(reserved.union(self.estimates) & self.pairs.keys() | reserved & self.estimates.keys())
         if taken:
             raise ValueError(f"a metric cannot be named {taken[0]!r} here, it is taken; use another name")
         object.__setattr__(self, "estimates", dict(self.estimates))
         object.__setattr__(self, "pairs", {name: list(found) for name, found in self.pairs.items()})
+        object.__setattr__(self, "others", tuple(self.others))
+        for name, found in self.pairs.items():
+            if self.others and len(found) != len(self.others):
+                raise ValueError(
+                    f"{name!r} has {len(found)} values, for {len(self.others)} other kernels "
+                    f"({', '.join(self.others)}); give one name for each"
+                )
 
     # A mapping of names.
 
@@ -121,6 +132,7 @@ class Measurement(Mapping[str, Any]):
             {name: change(estimate) for name, estimate in self.estimates.items()},
             {name: [change(estimate) for estimate in found] for name, found in self.pairs.items()},
             self.cost,
+            self.others,
         )
 
     def with_estimates(self, estimates: Mapping[str, Estimate], cost: Cost | None = None) -> Measurement:
@@ -130,17 +142,40 @@ class Measurement(Mapping[str, Any]):
             estimates: By name.
             cost: Of everything together, if it has changed.
         """
-        return Measurement({**self.estimates, **estimates}, self.pairs, self.cost if cost is None else cost)
+        return dataclasses.replace(
+            self, estimates={**self.estimates, **estimates}, cost=self.cost if cost is None else cost
+        )
 
     # For people.
 
     def rows(self) -> Iterator[tuple[str, Estimate]]:
-        """The metrics that were measured, as (name, estimate)."""
-        for name, estimate in self.estimates.items():
-            yield _words(name), estimate
-        for name, found in self.pairs.items():
-            for index, estimate in enumerate(found):
-                yield _words(name) + (f" {index}" if len(found) > 1 else ""), estimate
+        """The metrics that were measured, as (name, estimate).
+
+        Those of two kernels say which the other one is, by its name, or by its place where it has none.
+        """
+        for metric, other, estimate in self._entries():
+            yield words(metric) + (f" with {other}" if other and self.others else other), estimate
+
+    def _entries(self) -> Iterator[tuple[str, str, Estimate]]:
+        """Every metric with the name of the other kernel, empty where there is none."""
+        for metric, estimate in self.estimates.items():
+            yield metric, "", estimate
+        for metric, found in self.pairs.items():
+            places = self.others or ([""] if len(found) == 1 else [f"[{i}]" for i in range(len(found))])
+            for other, estimate in zip(places, found, strict=True):
+                yield metric, other, estimate
+
+    def to_pandas(self) -> DataFrame:
+        """A row for every metric, as :meth:`Measurements.to_pandas` has them for every kernel.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        return frame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of :meth:`to_pandas`, without pandas."""
+        return [record(metric, other, estimate) for metric, other, estimate in self._entries()]
 
     def __str__(self) -> str:
         rows = [*self.rows(), ("together", self.cost)]
@@ -167,6 +202,7 @@ class Measurement(Mapping[str, Any]):
         return {
             **{name: estimate.to_dict() for name, estimate in self.estimates.items()},
             **{name: [estimate.to_dict() for estimate in found] for name, found in self.pairs.items()},
+            **({_OTHERS: list(self.others)} if self.others else {}),
             _COST: self.cost.to_dict(),
         }
 
@@ -177,11 +213,12 @@ class Measurement(Mapping[str, Any]):
         Raises:
             ValueError: If a field is missing or wrong, and it says of which metric.
         """
-        cost = Cost.from_dict(Fields(data, "a measurement").get(_COST))
+        fields = Fields(data, "a measurement")
+        cost = Cost.from_dict(fields.get(_COST))
         estimates: dict[str, Estimate] = {}
         pairs: dict[str, list[Estimate]] = {}
         for name, found in data.items():
-            if name == _COST:
+            if name in (_COST, _OTHERS):
                 continue
             try:
                 if isinstance(found, list):
@@ -190,71 +227,10 @@ class Measurement(Mapping[str, Any]):
                     estimates[name] = Estimate.from_dict(found)
             except ValueError as error:
                 raise ValueError(f"the metric {name!r} cannot be read: {error}") from error
-        return cls(estimates, pairs, cost)
+        return cls(estimates, pairs, cost, fields.texts(_OTHERS) if _OTHERS in data else ())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Measurement):
             return NotImplemented
-        return (self.estimates, self.pairs, self.cost) == (other.estimates, other.pairs, other.cost)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-class Measurements(list[Measurement]):
-    """The metrics of several kernels, and the alignment of every pair.
-
-    A list with one :class:`Measurement` a kernel; the ``alignment`` of each lists the other
-    kernels in order.
-    """
-
-    def alignment_matrix(self) -> NDArray[np.float64]:
-        """cos(K_a, K_b) of all pairs, shape (m, m), ones on the diagonal."""
-        return self._matrix(1.0, lambda estimate: estimate.value)
-
-    def alignment_stderr(self) -> NDArray[np.float64]:
-        """Standard errors of :meth:`alignment_matrix`, nan where unknown."""
-        return self._matrix(0.0, lambda estimate: math.nan if estimate.stderr is None else estimate.stderr)
-
-    def _matrix(self, diagonal: float, entry: Callable[[Estimate], float]) -> NDArray[np.float64]:
-        rows = [[entry(estimate) for estimate in one.alignment] for one in self]
-        for index, row in enumerate(rows):
-            row.insert(index, diagonal)
-        return np.array(rows, dtype=np.float64).reshape(len(self), len(self))
-
-    def __str__(self) -> str:
-        return "\n\n".join(f"kernel {index}\n{one}" for index, one in enumerate(self))
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return "".join(f"<p>kernel {index}</p>{one._repr_html_()}" for index, one in enumerate(self))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the samples, for strict JSON; :meth:`from_dict` reads it back.
-
-        Beside the kernels it holds the alignment matrix, if there is one, with ``None`` for what is
-        not finite.
-        """
-        data: dict[str, Any] = {"kernels": [one.to_dict() for one in self]}
-        if all("alignment" in one for one in self):
-            matrix = self.alignment_matrix().tolist()
-            data["alignment_matrix"] = [[x if math.isfinite(x) else None for x in row] for row in matrix]
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Measurements:
-        """The measurements that :meth:`to_dict` wrote, without samples.
-
-        Raises:
-            ValueError: If a field is missing or wrong, and it says of which kernel.
-        """
-        found = Fields(data, "measurements").sequence("kernels")
-        kernels = cls()
-        for index, one in enumerate(found):
-            try:
-                kernels.append(Measurement.from_dict(one))
-            except ValueError as error:
-                raise ValueError(f"kernel {index} cannot be read: {error}") from error
-        return kernels
+        mine, its = ((m.estimates, m.pairs, m.cost, m.others) for m in (self, other))
+        return mine == its

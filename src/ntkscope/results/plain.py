@@ -82,6 +82,13 @@ class Fields:
             raise self._wrong(name, "a list")
         return value
 
+    def texts(self, name: str) -> list[str]:
+        """A list of str."""
+        value = self.sequence(name)
+        if not all(isinstance(one, str) for one in value):
+            raise self._wrong(name, "a list of texts")
+        return value
+
     def number(self, name: str) -> float:
         """A float, finite or not."""
         value = self.number_or_none(name)

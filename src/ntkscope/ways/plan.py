@@ -5,9 +5,11 @@ Nothing here runs a model. ``NTK.explain()`` prints a :class:`Plan`.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ntkscope.engines.base import Machine, Sizes
 from ntkscope.settings import Options
@@ -55,11 +57,47 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"{self.quantity}: {self.choice.name}, because {self.reason}.", ""]
-        for way in sorted(self.ways, key=lambda way: (bool(way.why_not), way.seconds)):
+        for way in self.ranked():
             mark = "→" if way is self.choice else " "
             cost = f"about {_duration(way.seconds)}" if not way.why_not else f"not here: {way.why_not}"
             lines.append(f" {mark} {way.name:<22} {way.words}; {cost}")
         return "\n".join(lines)
+
+    def ranked(self) -> list[Prediction]:
+        """The ways, fastest first, and those that cannot be taken after them."""
+        return sorted(self.ways, key=lambda way: (bool(way.why_not), way.seconds))
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        rows = []
+        for way in self.ranked():
+            cost = f"not here: {way.why_not}" if way.why_not else f"about {_duration(way.seconds)}"
+            cells = [html.escape(text) for text in (way.name, way.words, cost)]
+            if way is self.choice:
+                cells = [f"<b>{text}</b>" for text in cells]
+            rows.append("".join(f"<td style='text-align:left'>{text}</td>" for text in cells))
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("way", "what it does", "time"))
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        headline = html.escape(f"{self.quantity}: {self.choice.name}, because {self.reason}.")
+        return f"<p>{headline}</p><table><tr>{head}</tr>{body}</table>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values for JSON, fastest way first; seconds are ``None`` if not finite."""
+        return {
+            "quantity": self.quantity,
+            "choice": self.choice.name,
+            "reason": self.reason,
+            "ways": [
+                {
+                    "name": way.name,
+                    "words": way.words,
+                    "exact": way.exact,
+                    "seconds": way.seconds if math.isfinite(way.seconds) else None,
+                    "why_not": way.why_not,
+                }
+                for way in self.ranked()
+            ],
+        }
 
 
 def predict(

@@ -1,0 +1,19 @@
+"""Figures of what was measured, as ``Figure`` objects of their own: pyplot is never touched."""
+
+from __future__ import annotations
+
+from ntkscope.plots.bars import metric_panels, report_figure, single_subtitle, value_label
+from ntkscope.plots.maps import kernel_maps, pair_map
+from ntkscope.plots.style import COLORS, save_figure, short_number
+
+__all__ = [
+    "COLORS",
+    "kernel_maps",
+    "metric_panels",
+    "pair_map",
+    "report_figure",
+    "save_figure",
+    "short_number",
+    "single_subtitle",
+    "value_label",
+]
