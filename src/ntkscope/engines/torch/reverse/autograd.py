@@ -12,6 +12,7 @@ from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.modes import differentiable_operations
 from ntkscope.engines.torch.reverse.base import OutputGradients, one_hot_probes
+from ntkscope.engines.torch.reverse.workspace import Workspace
 
 __all__ = ["AutogradReverse", "batched_gradients"]
 
@@ -59,12 +60,14 @@ class AutogradReverse:
         self._general = general
         self._together = True
 
-    def of_state(self, z: Tensor) -> OutputGradients:
-        """As :meth:`Reverse.of_state`."""
+    def of_state(self, z: Tensor, memory: Workspace | None = None) -> OutputGradients:
+        """As :meth:`Reverse.of_state`, in memory of its own."""
         return self._pull([self.state], [z])
 
-    def of_pieces(self, pieces: Sequence[tuple[int, Tensor]]) -> OutputGradients:
-        """As :meth:`Reverse.of_pieces`."""
+    def of_pieces(
+        self, pieces: Sequence[tuple[int, Tensor]], memory: Workspace | None = None
+    ) -> OutputGradients:
+        """As :meth:`Reverse.of_pieces`, in memory of its own."""
         targets = [self._pieces[number] for number, _ in pieces]
         probes = one_hot_probes(pieces, targets)
         pairs = [(target, p) for target, p in zip(targets, probes, strict=True) if target.requires_grad]

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ntkscope.engines.torch.probes import one_hot
+from ntkscope.engines.torch.reverse.workspace import Workspace
 
 __all__ = ["OutputGradients", "Reverse", "one_hot_probes"]
 
@@ -46,15 +47,23 @@ class Reverse(Protocol):
         """The values that the rules need, shape (B, ...)."""
         ...
 
-    def of_state(self, z: Tensor) -> OutputGradients:
-        """From gradients of the state, shape (k, B, *state of one sample)."""
+    def of_state(self, z: Tensor, memory: Workspace | None = None) -> OutputGradients:
+        """From gradients of the state, shape (k, B, *state of one sample).
+
+        Args:
+            z: The gradients.
+            memory: Where what is found may lie, until the next pass that is given the same.
+        """
         ...
 
-    def of_pieces(self, pieces: Sequence[tuple[int, Tensor]]) -> OutputGradients:
+    def of_pieces(
+        self, pieces: Sequence[tuple[int, Tensor]], memory: Workspace | None = None
+    ) -> OutputGradients:
         """From single entries of pieces of the state, the same for every sample.
 
         Args:
             pieces: (number of the piece, its entries) for each piece; one probe an entry.
+            memory: As for :meth:`of_state`.
         """
         ...
 

@@ -23,6 +23,7 @@ from ntkscope.engines.torch.graph.opened import Graph, trace
 from ntkscope.engines.torch.graph.pieces import Piece
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Portions, is_out_of_memory
 from ntkscope.engines.torch.reverse.pick import pick_reverse
+from ntkscope.engines.torch.reverse.workspace import Workspace
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes
 from ntkscope.engines.torch.samples.check import Candidate, ValuesError, check_structure
 from ntkscope.engines.torch.samples.derived import derived_weights
@@ -89,6 +90,7 @@ class SampleJacobian:
     def _take(self, graph: Graph, budget: int) -> None:
         self.graph = graph
         self._whole: Linearization | None = None
+        self._workspace = Workspace()
         with no_structure("the recorded graph cannot be used"):
             self.groups = groups_of(self.graph)
             self._portions = self._find_portions(budget)
@@ -138,7 +140,7 @@ class SampleJacobian:
     def stripped(self) -> SampleJacobian:
         """The graph and what follows from it alone, to be kept: no values, and nothing of the module."""
         bare = copy.copy(self)
-        bare._whole, bare.ledger = None, Ledger()
+        bare._whole, bare._workspace, bare.ledger = None, Workspace(), Ledger()
         del bare.function
         return bare
 
@@ -149,7 +151,7 @@ class SampleJacobian:
             StructureError: If the graph does not hold there.
         """
         twin = copy.copy(self)
-        twin.function, twin._whole = function, None
+        twin.function, twin._whole, twin._workspace = function, None, Workspace()
         twin._portions = twin._find_portions(self._portions.budget)
         twin.ledger = ledger
         twin._derived = derived_weights(twin.graph, function.parameters)
@@ -222,7 +224,7 @@ class SampleJacobian:
         for part, linear in self.linearizations(samples):
             for start in range(0, z.shape[0], probes):
                 rows = slice(start, min(start + probes, z.shape[0]))
-                for gradient in linear.pull(blocks[rows, part.start : part.stop]):
+                for gradient in linear.pull(blocks[rows, part.start : part.stop], self._workspace):
                     out[rows, part.start : part.stop] += gradient.factor.squared_norms()
         self.ledger.add(vjps=z.shape[0])
         return out
@@ -243,7 +245,7 @@ class SampleJacobian:
         samples, probes = self._portions.of(self.outputs)
         for part, linear in self.linearizations(samples):
             for job in jobs(self.graph.pieces, probes):
-                for gradient in linear.pull_pieces(job):
+                for gradient in linear.pull_pieces(job, self._workspace):
                     norms = gradient.factor.squared_norms()
                     out[part.start : part.stop] += norms.sum(0, dtype=torch.float64)
                 done += sum(len(entries) for _, entries in job) * len(part)
@@ -253,7 +255,7 @@ class SampleJacobian:
         return out
 
     def _release(self) -> None:
-        self._whole = None
+        self._whole, self._workspace = None, Workspace()
 
     def _check(self) -> None:
         """By the quickest reverse pass that agrees with the model; the last resort must."""

@@ -12,6 +12,7 @@ from ntkscope.engines.torch.gradients.factors import Direct, Factor, Outer, add_
 from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.graph.opened import Graph, Use
 from ntkscope.engines.torch.reverse.base import OutputGradients, Reverse
+from ntkscope.engines.torch.reverse.workspace import Workspace
 from ntkscope.engines.torch.rules import Arguments
 from ntkscope.engines.torch.samples.derived import DerivedWeights
 
@@ -60,21 +61,25 @@ class Linearization:
         """The state, shape (B, *state of one sample)."""
         return self._reverse.state
 
-    def pull(self, z: Tensor) -> list[Gradient]:
+    def pull(self, z: Tensor, memory: Workspace | None = None) -> list[Gradient]:
         """The gradients J_bᵀz_b, one for each parameter group that is reached.
 
         Args:
             z: Shape (k, B, *state of one sample).
+            memory: Where they may lie, until the next pass that is given the same.
         """
-        return self._by_group(self._reverse.of_state(z.reshape(z.shape[0], *self.state.shape)))
+        return self._by_group(self._reverse.of_state(z.reshape(z.shape[0], *self.state.shape), memory))
 
-    def pull_pieces(self, pieces: Sequence[tuple[int, Tensor]]) -> list[Gradient]:
+    def pull_pieces(
+        self, pieces: Sequence[tuple[int, Tensor]], memory: Workspace | None = None
+    ) -> list[Gradient]:
         """The gradients of single outputs, the same for every sample.
 
         Args:
             pieces: (number of the piece, its entries) for each piece; one probe an entry.
+            memory: As for :meth:`pull`.
         """
-        return self._by_group(self._reverse.of_pieces(pieces))
+        return self._by_group(self._reverse.of_pieces(pieces, memory))
 
     def _by_group(self, gradients: OutputGradients) -> list[Gradient]:
         found = [

@@ -10,6 +10,7 @@ from torch.func import vmap
 
 from ntkscope.engines.torch.modes import differentiable_operations
 from ntkscope.engines.torch.reverse.base import OutputGradients, one_hot_probes
+from ntkscope.engines.torch.reverse.workspace import Workspace
 from ntkscope.engines.torch.reverse.written.program import Program
 from ntkscope.engines.torch.reverse.written.store import GradientStore
 
@@ -35,25 +36,29 @@ class ProgramReverse:
         self.state: Tensor = state
         self.captured: Sequence[Tensor] = captured
 
-    def of_state(self, z: Tensor) -> OutputGradients:
+    def of_state(self, z: Tensor, memory: Workspace | None = None) -> OutputGradients:
         """As :meth:`Reverse.of_state`."""
-        return self._run({self._program.state: z.clone(memory_format=torch.contiguous_format)})
+        return self._run({self._program.state: z.clone(memory_format=torch.contiguous_format)}, memory)
 
-    def of_pieces(self, pieces: Sequence[tuple[int, Tensor]]) -> OutputGradients:
+    def of_pieces(
+        self, pieces: Sequence[tuple[int, Tensor]], memory: Workspace | None = None
+    ) -> OutputGradients:
         """As :meth:`Reverse.of_pieces`."""
         nodes = [self._program.pieces[number] for number, _ in pieces]
         targets = [self.state.new_empty(()).expand(len(self.state), *node.meta["shape"]) for node in nodes]
         probes = one_hot_probes(pieces, targets)
-        return self._run({node: probe.contiguous() for node, probe in zip(nodes, probes, strict=True)})
+        seeds = {node: probe.contiguous() for node, probe in zip(nodes, probes, strict=True)}
+        return self._run(seeds, memory)
 
     @torch.no_grad()
-    def _run(self, seeds: dict[fx.Node, Tensor]) -> OutputGradients:
+    def _run(self, seeds: dict[fx.Node, Tensor], memory: Workspace | None) -> OutputGradients:
         program = self._program
         reach = program.reach(tuple(seeds))
         if not reach.order:
             return OutputGradients({})
         first = next(iter(seeds.values()))
-        store = GradientStore(program.layout, reach, (first.shape[0], first.shape[1]), self.state)
+        leading = (first.shape[0], first.shape[1])
+        store = GradientStore(program.layout, reach, leading, self.state, memory or Workspace(0))
         for node, seed in seeds.items():
             store.give(node, seed)
         for passed in reach.order:

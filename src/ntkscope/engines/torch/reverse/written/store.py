@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
+from ntkscope.engines.torch.reverse.workspace import Workspace
 from ntkscope.engines.torch.reverse.written.layout import Layout, Reach, SplitOutput
 
 __all__ = ["GradientStore"]
@@ -21,12 +21,17 @@ class GradientStore:
         reach: What is passed.
         leading: (k, B).
         like: Has the gradients' dtype and device.
+        memory: Where they lie.
 
     Attributes:
         runs: The gradients of uses that lie side by side, shape (R, k, B, *shape).
     """
 
-    def __init__(self, layout: Layout, reach: Reach, leading: tuple[int, int], like: Tensor) -> None:
+    def __init__(
+        self, layout: Layout, reach: Reach, leading: tuple[int, int], like: Tensor, memory: Workspace
+    ) -> None:
+        memory.begin()
+        self._memory = memory
         self._views = layout.views
         self._leading = leading
         self._like = like
@@ -63,11 +68,10 @@ class GradientStore:
             self._fresh.add(node)
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.empty(shape, dtype=self._like.dtype, device=self._like.device)
+        return self._memory.empty(shape, self._like)
 
     def _zeros(self, node: fx.Node) -> Tensor:
-        shape = (*self._leading, *node.meta["shape"])
-        return torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)
+        return self._empty((*self._leading, *node.meta["shape"])).zero_()
 
     def of(self, node: fx.Node) -> Any:
         """The gradient of a node, to be read or added to in place; of a split, those of its parts."""
