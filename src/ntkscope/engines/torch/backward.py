@@ -28,7 +28,7 @@ def without_hooks(parameters: Collection[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def own_backward(parameters: Collection[Tensor]) -> Iterator[None]:
-    """A first backward pass: what it cannot do is said in our words, and gradients that it keeps are put back.
+    """A first backward pass: what it cannot do is said in our words; gradients of before are put back.
 
     Args:
         parameters: All of the model's trainable ones.

@@ -171,7 +171,8 @@ def differentiable_operations(*, recurrent: bool = False) -> Iterator[None]:
 
     Attention takes the math backend (the fused ones have no forward mode and fall back to a
     slow loop under vmap), transformer layers skip their inference path, recurrent layers
-    run by plain operations, and reentrant checkpoints are left out. Torch says nothing of operations that it loops over under vmap.
+    run by plain operations, and reentrant checkpoints are left out. Torch says nothing of operations
+    that it loops over under vmap.
 
     Args:
         recurrent: Whether the model has fused recurrent layers.
