@@ -110,10 +110,10 @@ def _measures(
     yield "default trace", ntk.trace, first.trace
     for method in TRACES:
         yield f"{method} trace", lambda m=method: ntk.trace(m, products=20, seed=spec.seed), first.trace
+    # Another one for every seed: some lie under the rank, some above it.
+    budget = {"products": 12 + spec.seed % 20, "seed": spec.seed}
     for method in OF_PRODUCTS:
         for name, right in list(first.metrics())[1:]:
-            # A budget that no other model has: some lie under the rank, some above it.
-            budget = {"products": 12 + spec.seed % 20, "seed": spec.seed}
             yield f"{method} {name}", lambda m=method, name=name: getattr(ntk, name)(m, **budget), right
         yield f"{method} alignment", lambda m=method: ntk.alignment(twin, m, products=36), together
 
