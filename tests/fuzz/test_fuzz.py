@@ -20,7 +20,6 @@ def test_a_seed_is_a_model() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="classes 1 to 13: what fails is listed by python -m fuzz.sweep")
 @pytest.mark.parametrize("chunk", range(20))
 def test_random_models(chunk: int) -> None:
     failures = []

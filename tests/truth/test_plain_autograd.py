@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointFunction, checkpoint, checkpoint_sequential
 
 from ntkscope import NTK
 from truth.reference import alignment, dense
-from truth.verdict import assert_right, assert_right_or_refused, check_model, unless_refused
+from truth.verdict import assert_right, check_model, unless_refused
 
 
 class _Cube(torch.autograd.Function):
@@ -171,15 +171,94 @@ def test_checkpointing() -> None:
     check_model(model, x, lambda: model(x))
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_reentrant_checkpointing() -> None:
     """Torch refuses ``autograd.grad`` through these, so that the reference is the same model without."""
     torch.manual_seed(0)
     model, twin = Checkpointed(reentrant=True).double(), Checkpointed(reentrant=False).double()
     twin.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 3, dtype=torch.double)
-    right = dense(twin, lambda: twin(x)).trace
-    assert_right_or_refused(lambda: NTK(model, x).trace(method="exact"), right)
+    check_model(model, x, lambda: twin(x), trained_as=twin)
+
+
+class Stages(nn.Module):
+    """Reentrant checkpoints one after another, of several inputs, and one inside of another."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.embed, self.reentrant = nn.Linear(3, 4), reentrant
+        self.stages = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+        self.mix = nn.Bilinear(4, 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.embed(x)
+        last = checkpoint(
+            lambda y: checkpoint_sequential(self.stages, 2, y, use_reentrant=self.reentrant),
+            first,
+            use_reentrant=self.reentrant,
+        )
+        return checkpoint(self.mix, first, last, use_reentrant=self.reentrant)
+
+
+def test_reentrant_checkpoints_in_stages(x: Tensor) -> None:
+    model, twin = Stages(reentrant=True).double(), Stages(reentrant=False).double()
+    twin.load_state_dict(model.state_dict())
+    check_model(model, x, lambda: twin(x), trained_as=twin)
+    assert torch.utils.checkpoint.CheckpointFunction is CheckpointFunction
+
+
+def test_a_checkpoint_without_gradients(x: Tensor) -> None:
+    """Training leaves the layer inside as it is, with a warning; the plain call would not."""
+    layer, head = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+    model = nn.Sequential(layer, head)
+    model.forward = lambda x: head(checkpoint(layer, x, use_reentrant=True))  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        NTK(model, x)
+
+
+class _KeepsGradients(torch.autograd.Function):
+    """A block whose backward pass runs it once more, and adds to the parameters' gradients by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: nn.Module) -> Tensor:
+        ctx.block = block
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return block(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.block(x)
+        torch.autograd.backward(y, grads[0])
+        return x.grad, None
+
+
+def test_gradients_that_a_backward_pass_keeps(x: Tensor) -> None:
+    """As reversible networks do: ``autograd.grad`` sees none of them."""
+    block, first = nn.Linear(4, 2).double(), nn.Linear(3, 4).double()
+    model = nn.Sequential(first, block)
+    model.forward = lambda x: _KeepsGradients.apply(first(x), block)  # type: ignore[method-assign]
+    model(x).sum().backward()
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="by itself"):
+        NTK(model, x)
+    assert all(torch.equal(p.grad, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+class _Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        raise RuntimeError("not in this life")
+
+
+def test_a_backward_pass_that_fails(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="not in this life"):
+        NTK(Custom(_Fails).double(), x)
 
 
 class SparseBuffer(nn.Module):

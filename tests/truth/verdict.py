@@ -76,6 +76,7 @@ def check_model(
     *,
     refusable: bool = False,
     rtol: float = 1e-8,
+    trained_as: nn.Module | None = None,
     **options: object,
 ) -> None:
     """Every metric of a model, exactly and by products, against its own module.
@@ -86,6 +87,7 @@ def check_model(
         call: Runs the user's module as its user does. It is called after the measurement.
         refusable: Whether a clear refusal is as good as the right number.
         rtol: Of exact numbers.
+        trained_as: The module that ``call`` runs, if it is another one of the same numbers.
         **options: Of NTK.
     """
     estimates: list[Estimate] = []
@@ -100,6 +102,6 @@ def check_model(
     except Exception as error:
         if not (refusable and is_refusal(error)):
             raise
-    right = dict(dense(model, call).metrics())
+    right = dict(dense(trained_as or model, call).metrics())
     for estimate in estimates:
         assert_right(estimate, right[estimate.quantity], rtol)

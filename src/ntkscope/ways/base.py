@@ -196,7 +196,11 @@ class Way(Protocol):
         ...
 
     def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
-        """Predicted time of one product of a run that grows."""
+        """Predicted time of one more product of a run that grows."""
+        ...
+
+    def start_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """Predicted time of what it does before its first product."""
         ...
 
     def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:

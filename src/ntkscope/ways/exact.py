@@ -34,6 +34,10 @@ class _Exact:
         """It is done at once."""
         return math.inf
 
+    def start_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """None: every product runs the model itself."""
+        return 0.0
+
 
 class _NeedsModel:
     """Applicability of what needs J of models."""
@@ -73,6 +77,10 @@ class OneHotSamples(NeedsSamples, _TraceOnly):
     def seconds(self, sizes: Sizes, machine: Machine, rtol: float) -> float:
         """A backward pass an output of one sample, piece by piece of the state."""
         return per_sample_seconds(sizes, machine, sizes.outputs, sizes.pieces)
+
+    def start_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """The forward pass that all probes share."""
+        return per_sample_seconds(sizes, machine, 0, 1)
 
     def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run, in one step."""

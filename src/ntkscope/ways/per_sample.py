@@ -79,7 +79,11 @@ class PerSample(_PerSampleTrace):
 
     def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
         """A backward pass of the batch beside others."""
-        return per_sample_seconds(sizes, machine, 64, 1) / 64
+        return (per_sample_seconds(sizes, machine, 64, 1) - self.start_seconds(sizes, machine)) / 64
+
+    def start_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """The forward pass that all probes share."""
+        return per_sample_seconds(sizes, machine, 0, 1)
 
     def trace_run(self, samples: Samples, n: int, seed: int, epsilon: float) -> HutchinsonRun:
         """The trace alone, as a run."""
@@ -108,7 +112,11 @@ class PerSampleForward(_PerSampleTrace):
 
     def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
         """The tangents of one probe beside others."""
-        return self._seconds(sizes, machine, 64) / 64
+        return (self._seconds(sizes, machine, 64) - self.start_seconds(sizes, machine)) / 64
+
+    def start_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """The forward pass that all probes share, and the check of forward mode."""
+        return self._seconds(sizes, machine, 0)
 
     def _seconds(self, sizes: Sizes, machine: Machine, probes: int) -> float:
         tangents = probes * sizes.batch * sizes.p
@@ -184,6 +192,10 @@ class PerSampleGram(NeedsSamples):
     def product_seconds(self, sizes: Sizes, machine: Machine) -> float:
         """A backward pass of the batch beside others, with its inner products."""
         return self.seconds(sizes, machine, 0.01) / sizes.kernels / self._gram_probes(sizes, 0.01)
+
+    def start_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """Its passes carry their share of the forward pass."""
+        return 0.0
 
     def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
         """The run."""

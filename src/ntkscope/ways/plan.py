@@ -201,9 +201,14 @@ def exact_instead(problem: Problem, way: Way) -> Exact:
     assert sizes is not None
     ways = [w for w in WAYS if w.is_exact and w.needs_model and w.serves(problem.of_products)]
     possible = [w for w in ways if not w.why_not(problem)]
-    best = min(possible, key=lambda w: w.seconds(sizes, _USUAL, problem.rtol))
-    price = best.seconds(sizes, _USUAL, problem.rtol) / way.product_seconds(sizes, _USUAL)
-    return Exact(best, math.ceil(price))
+    own = way.start_seconds(sizes, _USUAL)
+
+    def worth(exact: Way) -> float:
+        # What both do before their first product, neither saves.
+        return exact.seconds(sizes, _USUAL, problem.rtol) - min(own, exact.start_seconds(sizes, _USUAL))
+
+    best = min(possible, key=worth)
+    return Exact(best, math.ceil(worth(best) / way.product_seconds(sizes, _USUAL)))
 
 
 def _pays_for_exact(problem: Problem, options: Options) -> bool:

@@ -78,6 +78,10 @@ class _Products:
         """An NTK product beside others."""
         return (vjp_seconds(sizes, machine, 64) + jvp_seconds(sizes, machine, 64)) / 64
 
+    def start_seconds(self, sizes: Sizes, machine: Machine) -> float:
+        """None: every product runs the model itself."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class Shared(_Products):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ntkscope.engines.torch.checkpoints import plain_checkpoints
 from ntkscope.engines.torch.compat import (
     TorchFunctionMode,
     load_forward_mode_rules,
@@ -169,8 +170,9 @@ def differentiable_operations(*, recurrent: bool = False) -> Iterator[None]:
     """Choose kernels that every product can pass through, and put the old choice back.
 
     Attention takes the math backend (the fused ones have no forward mode and fall back to a
-    slow loop under vmap), transformer layers skip their inference path, and recurrent layers
-    run by plain operations. Torch says nothing of operations that it loops over under vmap.
+    slow loop under vmap), transformer layers skip their inference path, recurrent layers
+    run by plain operations, and reentrant checkpoints are left out. Torch says nothing of operations
+    that it loops over under vmap.
 
     Args:
         recurrent: Whether the model has fused recurrent layers.
@@ -181,6 +183,7 @@ def differentiable_operations(*, recurrent: bool = False) -> Iterator[None]:
         with (
             sdpa_kernel(SDPBackend.MATH),
             plain_recurrences() if recurrent else nullcontext(),
+            plain_checkpoints(),
             _without_loop_warnings(),
         ):
             yield

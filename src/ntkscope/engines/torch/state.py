@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ntkscope.engines.torch.backward import own_backward, without_hooks
 from ntkscope.engines.torch.capture import as_arguments, check_state, checked_inputs
+from ntkscope.engines.torch.checkpoints import as_in_training
 from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import first_line
 from ntkscope.engines.torch.memory import is_out_of_memory
@@ -247,21 +249,22 @@ class StateFunction:
     def _prove(self, proven: StateFunction | None) -> None:
         """Evaluates with gradients, as training would, and refuses what cannot be measured."""
         devices = {tensor.device for tensor in self.parameters.values() if tensor.is_cuda}
+        trainable = self._trainable.values()
         known = proven is not None and proven.module is self.module and self._own.is_like(proven._own)
         with torch.random.fork_rng(devices=devices):
             # What was counted of the same module in the same form holds; counting takes a third of a pass.
             counted = proven.forward_size if known and proven and proven._layout() == self._layout() else None
             meter = ForwardMeter()
-            with _without_hooks(self._trainable.values()), nullcontext() if counted else meter:
+            with without_hooks(trainable), as_in_training(), nullcontext() if counted else meter:
                 state = self._run(None, self.inputs)
                 check_state(state, self._chosen)
             self.state, self.output_shape = state.detach(), tuple(state.shape)
             z = torch.randn(
                 state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
             ).to(state.device, state.dtype)
-            with _without_hooks(self._trainable.values()):
+            with own_backward(trainable):
                 gradients = self._gradients(state, self._trainable, z)
-            _check_leaves(state, self._trainable.values(), self.inputs)
+            _check_leaves(state, trainable, self.inputs)
             del state
             self.forward_size: ForwardSize = counted or meter.size()
             self._witness = Witness(z, {name: self._real(name, g) for name, g in gradients.items()})
@@ -363,19 +366,6 @@ def _check_leaves(state: Tensor, parameters: Iterable[Tensor], inputs: Any) -> N
                 "(requires_grad_(False))"
             )
         stack.extend(function for function, _ in node.next_functions)
-
-
-@contextmanager
-def _without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """The user's hooks on gradients are for training: they neither run nor change what is measured."""
-    hooks = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
-    for parameter, _ in hooks:
-        parameter._backward_hooks = None
-    try:
-        yield
-    finally:
-        for parameter, own in hooks:
-            parameter._backward_hooks = own
 
 
 def _outlines(tensors: Mapping[str, Tensor]) -> list[Any]:
