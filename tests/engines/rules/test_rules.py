@@ -35,9 +35,9 @@ GENERAL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = 
         "used as input of linear",
     ),
     "no-rule": (
-        lambda: Function(lambda m, x: torch.cdist(x, m.weight), weight=torch.randn(2, 3)),
+        lambda: Function(lambda m, x: torch.linalg.cross(x, m.weight[None]), weight=torch.randn(3)),
         lambda: random(4, 3),
-        "used by cdist, which has no rule",
+        "used by linalg_cross, which has no rule",
     ),
     "in-a-list": (
         lambda: Function(

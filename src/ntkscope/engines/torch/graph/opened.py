@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ntkscope.engines.torch.errors import no_structure
+from ntkscope.engines.torch.graph.canonical import use_linear_maps
 from ntkscope.engines.torch.graph.derived import Derivation, separate
 from ntkscope.engines.torch.graph.operators import (
     casts,
@@ -130,7 +131,10 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
     with no_structure("the model cannot be traced"):
         recording = record(flat, [*leaves, *sample])
         names, derivation = separate(recording, names)
-        graph = replace(_Opening(recording, names).graph(), derivation=derivation)
+        graph = replace(
+            _Opening(recording, names, derivation.weights if derivation else ()).graph(),
+            derivation=derivation,
+        )
         # FX makes a program of it, which may fail as well.
         _ = graph.module, derivation and derivation.module
         return graph
@@ -139,8 +143,9 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
 class _Opening:
     """The surgery: which parameters are used how, and the taps."""
 
-    def __init__(self, recording: Recording, names: tuple[str, ...]) -> None:
+    def __init__(self, recording: Recording, names: tuple[str, ...], derived: Sequence[str]) -> None:
         self._recording = recording
+        self._derived = frozenset(derived)
         self._graph = recording.graph
         self._names = names
         placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
@@ -150,6 +155,9 @@ class _Opening:
 
     def graph(self) -> Graph:
         """The opened graph."""
+        plain = [node for name, node in self._parameters.items() if name not in self._derived]
+        derived = [node for name, node in self._parameters.items() if name in self._derived]
+        use_linear_maps(self._graph, plain, derived)
         blocks: dict[str, fx.Node] = {}
         owners: dict[str, str] = {}
         views: dict[str, tuple[fx.Node, ...]] = {}

@@ -160,8 +160,17 @@ def is_move(node: fx.Node) -> bool:
 
 
 def rearranges(node: fx.Node) -> bool:
-    """Whether it shows all of a tensor exactly once: a parameter may pass through it."""
-    return _has(node, Trait.REARRANGES)
+    """Whether it shows all of a tensor exactly once: a parameter may pass through it.
+
+    Asked of a recorded graph whose nodes still have their values.
+    """
+    return _has(node, Trait.REARRANGES) or (expands(node) and _is_as_long(node))
+
+
+def _is_as_long(node: fx.Node) -> bool:
+    """Whether it has as many entries as its argument."""
+    source, result = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
+    return isinstance(source, Tensor) and isinstance(result, Tensor) and source.numel() == result.numel()
 
 
 def casts(node: fx.Node) -> bool:
