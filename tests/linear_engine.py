@@ -212,6 +212,9 @@ class LinearSamples:
     def direction_size(self) -> int:
         return self.slopes.shape[1] * self.inputs.shape[1]
 
+    def state_index(self) -> Array:
+        return np.arange(self.slopes.size).reshape(self.slopes.shape)
+
     def squares(self, probes: Array) -> Array:
         self.ledger.add(vjps=probes.shape[1])
         rows = probes.reshape(*self.slopes.shape, -1)

@@ -70,6 +70,7 @@ def evaluate(
     cost: Cost,
     seed: int | None = None,
     epsilon: float = DOUBLE_EPSILON,
+    powers: Powers | None = None,
 ) -> Estimate:
     """A metric from the moments of its kernels.
 
@@ -81,6 +82,7 @@ def evaluate(
         cost: What was spent.
         seed: The seed of the probes.
         epsilon: Relative rounding of the products.
+        powers: In place of the metric's own, of a variant that is made of other moments.
 
     Returns:
         The metric. A ratio over a zero kernel is not defined: its value is nan, and the note says so.
@@ -88,7 +90,7 @@ def evaluate(
     Raises:
         ValueError: If exact moments are not finite.
     """
-    powers = powers_of(metric, kernels)
+    powers = powers_of(metric, kernels) if powers is None else powers
     values = {moment: source.value(moment) for moment in powers}
     blank = Estimate(math.nan, None, method, metric, cost=cost, seed=seed, epsilon=epsilon)
     if not all(math.isfinite(value) for value in values.values()):

@@ -25,6 +25,8 @@ from ntkscope.settings import (
     check_sizes,
     options_of,
 )
+from ntkscope.variants.centered import centered_alignment
+from ntkscope.variants.population import population_effective_rank
 from ntkscope.ways.plan import Plan
 
 __all__ = ["NTK", "measure_all"]
@@ -298,6 +300,7 @@ class NTK:
         seed: int | None = None,
         *,
         trace_method: TraceSource | None = None,
+        population: bool = False,
         options: Options | None = None,
         **limits: Unpack[Limits],
     ) -> Estimate:
@@ -306,8 +309,15 @@ class NTK:
         Args and errors as in :meth:`frobenius_norm`, and ``trace_method``: where the trace comes from,
         ``"per-sample"``, ``"per-sample-forward"``, ``"exact"``, or ``None`` for the same products as the
         norm's. ``method="auto"`` takes ``"per-sample"`` where samples are independent.
+
+        ``population=True``: Σ_{b≠b'} tr K_bb tr K_b'b' / Σ_{b≠b'} ‖K_bb'‖², from different samples
+        alone, which does not depend on their number (arXiv 2509.26560); by ``"exact"`` or ``"per-sample"``.
         """
         chosen = options_of(options, products, seed, limits)
+        if population:
+            if trace_method is not None:
+                raise ValueError("population=True has traces of its own; leave trace_method= out")
+            return population_effective_rank(self.engine, method, chosen)
         return measure.single("effective_rank", [self], method, chosen, trace_method=trace_method)
 
     def alignment(
@@ -317,6 +327,7 @@ class NTK:
         products: int | None = None,
         seed: int | None = None,
         *,
+        centered: bool = False,
         options: Options | None = None,
         **limits: Unpack[Limits],
     ) -> Estimate:
@@ -328,13 +339,20 @@ class NTK:
             method: As in :meth:`frobenius_norm`.
             products: NTK products to spend, with both kernels together.
             seed: Of the probes; 0 if not given.
+            centered: Whether J_b - mean_b J_b takes the place of J_b, so that the kernels are H K H with
+                H = I - 11ᵀ/B over the samples, for each output (CKA, arXiv 1905.00414). ``"exact"`` is by
+                dense kernels where they fit the memory budget, ``"per-sample"`` by probes that all
+                samples share; all other methods go by products with H K H.
             options: All of how far to go as one :class:`ntkscope.Options`.
             **limits: Its fields by keyword, as in :meth:`trace`.
 
         Raises:
-            ValueError: If the kernels do not act on states of one shape.
+            ValueError: If the kernels do not act on states of one shape, or with ``centered=True`` if
+                there are no samples that are treated on their own.
         """
         chosen = options_of(options, products, seed, limits)
+        if centered:
+            return centered_alignment(self.engine, self._other(other), method, chosen)
         return measure.single("alignment", [self, self._other(other)], method, chosen)
 
     def metric(
@@ -390,13 +408,17 @@ class NTK:
         found = measure.measure(kernels, wanted, method, chosen, trace_method=trace_method)
         return dataclasses.replace(found, others=names)
 
-    def fingerprint(self, probes: int = 2, seed: int = 0, by: str | None = None) -> Fingerprint:
+    def fingerprint(
+        self, probes: int = 2, seed: int = 0, by: str | None = None, *, centered: bool = False
+    ) -> Fingerprint:
         """All of K that its metrics and alignments need, to be kept in place of the parameters.
 
         Args:
             probes: m ≥ 2, random signs of every sample; errors fall as 1/√m. One batched VJP each.
             seed: Of the probes. Fingerprints that are to be compared have the same probes and seed.
             by: ``"layer"`` keeps the parts of K that each module's own parameters make apart.
+            centered: Whether of H K H, J_b - mean_b J_b in the place of J_b (CKA). All samples share their
+                probes then, of which there are 4 or more, and all pairs of samples are kept.
 
         Returns:
             The fingerprint, (1 + c)·B·q·m² numbers for B samples in blocks of q ≤ 16 and c ≤ 16 offsets
@@ -413,7 +435,7 @@ class NTK:
         >>> before.trace().cost.vjps
         2
         """
-        return take_fingerprint(self.engine, probes, seed, by)
+        return take_fingerprint(self.engine, probes, seed, by, centered)
 
     # How.
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ntkscope.engines.torch.batches import difference
+from ntkscope.engines.torch.batches import difference, digest
 
 X = torch.arange(30, dtype=torch.float32).reshape(5, 6) / 7
 CHANGED = X.clone()
@@ -49,3 +49,16 @@ def test_the_same(ours: Any, theirs: Any) -> None:
 def test_different(ours: Any, theirs: Any, words: str) -> None:
     assert difference(ours, theirs) == words
     assert difference(theirs, ours) != ""
+
+
+def test_digest_is_of_values() -> None:
+    x, y = torch.randn(4, 3), torch.arange(5)
+    one = digest((x, y))
+    assert len(one) == 32
+    for same in ({"b": y, "a": x}, [x.double(), y.int()], (x.reshape(2, 6), y), (x.clone(), y, "word")):
+        assert digest(same) == one
+    for other in ((x, y + 1), (x,), (x.flip(0), y), (-x, y)):
+        assert digest(other) != one
+    assert digest(torch.tensor([0.0])) == digest(torch.tensor([-0.0]))
+    assert digest(torch.eye(3).to_sparse()) != digest(torch.eye(4).to_sparse())
+    assert digest(torch.tensor([1 + 2j])) != digest(torch.tensor([1 - 2j]))

@@ -89,4 +89,7 @@ def test_every_pair_of_twenty_checkpoints_is_covered(
     """With a ring of blocks for the 200; estimates of one seed share their probes."""
     found = coverage(samples, probes, seeds, skip)
     print(samples, probes, found)
-    assert all(0.91 <= share <= 0.99 for share in found.values()), found
+    # All checkpoints of one seed miss together, so that a kernel's own numbers are of 60 draws; and two
+    # probes of few outputs are told with caution.
+    most = {name: 0.99 if name in ("alignment", "distance") else 0.999 for name in found}
+    assert all(0.91 <= share <= most[name] for name, share in found.items()), found

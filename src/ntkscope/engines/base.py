@@ -103,6 +103,10 @@ class Samples(Protocol):
         """The size of one sample's state."""
         ...
 
+    def state_index(self) -> NDArray[np.int64]:
+        """Position in the flattened state of every output of every sample: shape (B, s)."""
+        ...
+
     def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs.
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ntkscope.fingerprints import file
-from ntkscope.metrics import METRICS, evaluate, kernels_of, powers_of
+from ntkscope.metrics import METRICS, Powers, evaluate, kernels_of, powers_of
 from ntkscope.results import Cost, Estimate
+from ntkscope.runs.centered import centered_moments
 from ntkscope.runs.kept import KeptProducts, Tiles, distance
-from ntkscope.runs.moments import Monomial
+from ntkscope.runs.moments import MomentSource, Monomial
+from ntkscope.runs.population import POWERS, QUANTITY, population_moments
 from ntkscope.runs.ring import Ring
-from ntkscope.runs.sample_gram import RingMoments, ring_moments
+from ntkscope.runs.sample_gram import ring_moments
 
 __all__ = ["Fingerprint"]
 
@@ -44,6 +46,7 @@ class Fingerprint:
         inputs: A hash of the values of the inputs.
         epsilon: Relative rounding error of the products.
         cost: What taking it cost.
+        centered: Whether it is of H K H, centred over the samples, whose samples share their probes.
 
     >>> import torch, ntkscope
     >>> model = torch.nn.Linear(3, 2)
@@ -61,6 +64,7 @@ class Fingerprint:
     inputs: str
     epsilon: float
     cost: Cost = field(default_factory=Cost)
+    centered: bool = False
 
     @property
     def batch(self) -> int:
@@ -113,9 +117,27 @@ class Fingerprint:
         """‖K‖_F, with its error bar."""
         return self.metric("frobenius_norm")
 
-    def effective_rank(self) -> Estimate:
-        """(tr K)² / ‖K‖²_F, with its error bar."""
-        return self.metric("effective_rank")
+    def effective_rank(self, population: bool = False) -> Estimate:
+        """(tr K)² / ‖K‖²_F, with its error bar.
+
+        Args:
+            population: Whether from pairs of different samples alone, which does not depend on their
+                number; see :meth:`ntkscope.NTK.effective_rank`.
+
+        Raises:
+            ValueError: For the population's of a centred kernel, or of one sample.
+        """
+        if not population:
+            return self.metric("effective_rank")
+        if self.centered or self.batch < 2:
+            what = "a centred kernel" if self.centered else "one sample"
+            raise ValueError(
+                f"the population's effective rank is made of different samples, found {what}; take the "
+                "fingerprint without centered=True, of two samples or more"
+            )
+        source = population_moments(self.products(), self.ring, self.probes)
+        found = self._evaluate(source, "effective_rank", powers=POWERS)
+        return dataclasses.replace(found, quantity=QUANTITY)
 
     def alignment(self, other: Fingerprint) -> Estimate:
         """cos(K, K') = ⟨K, K'⟩ / (‖K‖_F ‖K'‖_F), with its error bar.
@@ -137,7 +159,7 @@ class Fingerprint:
         in :meth:`alignment`.
         """
         self.check_comparable(other)
-        found = distance(self.products(), other.products(), self.ring, self.probes)
+        found = distance(self.products(), other.products(), self._moments)
         return self._estimate("distance", found, other)
 
     def metric(self, name: str, *others: Fingerprint) -> Estimate:
@@ -159,19 +181,29 @@ class Fingerprint:
             self.check_comparable(other)
         kernels = range(1 + len(others))
         pairs = [(m[0], m[1]) for m in powers_of(name, kernels) if len(m) == 2]
+        source = self._moments([one.products() for one in (self, *others)], pairs)
+        return self._evaluate(source, name, *others)
+
+    def _evaluate(
+        self, source: MomentSource, name: str, *others: Fingerprint, powers: Powers | None = None
+    ) -> Estimate:
         return evaluate(
-            self._moments(pairs, *others),
+            source,
             name,
-            kernels,
+            range(1 + len(others)),
             method=_METHOD,
             cost=self._cost(*others),
             seed=self.seed,
             epsilon=max(one.epsilon for one in (self, *others)),
+            powers=powers,
         )
 
-    def _moments(self, pairs: list[tuple[int, int]], *others: Fingerprint) -> RingMoments:
-        kernels = [one.products() for one in (self, *others)]
-        return ring_moments(kernels, self.ring, self.probes, pairs or None)
+    def _moments(self, kernels: Sequence[KeptProducts], pairs: Sequence[tuple[int, int]]) -> MomentSource:
+        """The moments of kernels whose products are kept as this one's are."""
+        wanted = list(pairs) or None
+        if self.centered:
+            return centered_moments(kernels, self.probes, wanted)
+        return ring_moments(kernels, self.ring, self.probes, wanted)
 
     def products(self) -> KeptProducts:
         """T of the whole kernel: the sum over its layers."""
@@ -228,6 +260,11 @@ class Fingerprint:
                 f"the fingerprints were taken with different probes: probes={self.probes}, seed={self.seed} "
                 f"and probes={other.probes}, seed={other.seed}; take both with the same"
             )
+        if self.centered != other.centered:
+            raise ValueError(
+                "one of the fingerprints is of a centred kernel, the other is not; take both with the same "
+                "centered="
+            )
         if not self.ring.is_same(other.ring):
             raise ValueError(
                 "the fingerprints keep different pairs of samples, as other versions do; take both with one"
@@ -252,6 +289,7 @@ class Fingerprint:
             "inputs": self.inputs,
             "epsilon": self.epsilon,
             "cost": self.cost.to_dict(),
+            "centered": self.centered,
         }
         file.write(Path(path), file.Content(dict(self.tiles), self.ring, data))
 
@@ -275,4 +313,5 @@ class Fingerprint:
             inputs=fields.text("inputs"),
             epsilon=fields.number("epsilon"),
             cost=Cost.from_dict(fields.get("cost")),
+            centered=content.data.get("centered") is True,
         )

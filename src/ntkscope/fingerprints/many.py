@@ -69,7 +69,9 @@ def _cosines(fingerprints: Sequence[Fingerprint]) -> NDArray[np.float64]:
     first = fingerprints[0]
     for other in fingerprints:
         first.check_comparable(other)
-    inner = inner_products([one.products() for one in fingerprints], first.ring, first.probes)
+    inner = inner_products(
+        [one.products() for one in fingerprints], first.ring, first.probes, shared=first.centered
+    )
     norms = np.sqrt(np.diag(inner))
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines: NDArray[np.float64] = np.clip(inner / np.outer(norms, norms), -1.0, 1.0)

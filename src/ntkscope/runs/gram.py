@@ -13,7 +13,7 @@ from ntkscope.runs.grams import Grams
 from ntkscope.runs.moments import Moments
 from ntkscope.runs.statistics import effective_degrees_of_freedom
 
-__all__ = ["GramRun", "gram_moments"]
+__all__ = ["GramRun", "gram_moments", "pair_moments"]
 
 Small = NDArray[np.float64]
 
@@ -74,9 +74,19 @@ class GramRun:
 
 def gram_moments(forms: Small, epsilon: float) -> Moments:
     """U-statistics of M_a = ΩᵀK_aΩ, shape (c, k, k), with jackknife pseudo-values as samples."""
-    probes = forms.shape[1]
-    traces = np.diagonal(forms, axis1=1, axis2=2)
-    pairs = forms[:, None] * forms[None]
+    return pair_moments(np.diagonal(forms, axis1=1, axis2=2), forms[:, None] * forms[None], epsilon)
+
+
+def pair_moments(traces: Small, pairs: Small, epsilon: float) -> Moments:
+    """U-statistics of pairs of k probes.
+
+    Args:
+        traces: What each probe says of the traces, shape (c, k).
+        pairs: What every two probes say of the inner products, shape (c, c, k, k), symmetric in the
+            probes; a probe with itself says nothing.
+        epsilon: Relative rounding error of the products.
+    """
+    probes = traces.shape[1]
     rows = pairs.sum(axis=3) - np.diagonal(pairs, axis1=2, axis2=3)
     total = rows.sum(axis=2, keepdims=True)
     inner = total / (probes * (probes - 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.operators.space import Small
-from ntkscope.runs.moments import ROUNDING, Monomial
+from ntkscope.runs.moments import ROUNDING, MomentSource, Monomial
 from ntkscope.runs.ring import Ring, RingProducts
-from ntkscope.runs.sample_gram import ring_moments
 from ntkscope.runs.statistics import Summary
 
-__all__ = ["KeptProducts", "Tiles", "distance", "inner_products", "kept_products"]
+__all__ = ["KeptProducts", "MomentsOf", "Tiles", "distance", "inner_products", "kept_products"]
 
 #: Shape (1 + c, nb, q, m, q, m): the blocks on the diagonal, and those at each of c offsets.
 Tiles: TypeAlias = NDArray[np.floating[Any]]
@@ -52,6 +51,10 @@ class KeptProducts:
         return dataclasses.replace(self, tiles=np.asarray(self.tiles, dtype=np.float64) / scale)
 
 
+#: Moments of some kernels, of the pairs ⟨K_a, K_b⟩ that are wanted.
+MomentsOf: TypeAlias = Callable[[Sequence[KeptProducts], Sequence[tuple[int, int]]], MomentSource]
+
+
 def kept_products(products: RingProducts, ring: Ring, probes: int, dtype: type[np.floating[Any]]) -> Tiles:
     """All inner products around a ring: shape (1 + c, nb, q, m, q, m)."""
     offsets = (0, *ring.offsets)
@@ -62,12 +65,24 @@ def kept_products(products: RingProducts, ring: Ring, probes: int, dtype: type[n
     return tiles
 
 
-def inner_products(kernels: Sequence[KeptProducts], ring: Ring, probes: int) -> Small:
-    """⟨K_a, K_b⟩ of all pairs of c kernels, shape (c, c), by one product of matrices and without errors."""
+def inner_products(
+    kernels: Sequence[KeptProducts], ring: Ring, probes: int, *, shared: bool = False
+) -> Small:
+    """⟨K_a, K_b⟩ of all pairs of c kernels, shape (c, c), by one product of matrices and without errors.
+
+    Args:
+        kernels: The products.
+        ring: Their ring.
+        probes: m.
+        shared: Whether all samples have the same probes.
+    """
     others = np.full((ring.block, probes, ring.block, probes), 1 / probes**2)
+    apart = (1 - np.eye(probes)) / (probes * (probes - 1))
+    if shared:
+        others[:] = apart[:, None, :]
     own = others.copy()
     index = np.arange(ring.block)
-    own[index, :, index, :] = (1 - np.eye(probes)) / (probes * (probes - 1))
+    own[index, :, index, :] = apart
     total = np.zeros((len(kernels), len(kernels)))
     for place, weight in enumerate((1.0, *[ring.weight] * len(ring.offsets))):
         shares = others if place else own
@@ -78,7 +93,7 @@ def inner_products(kernels: Sequence[KeptProducts], ring: Ring, probes: int) -> 
     return total
 
 
-def distance(first: KeptProducts, second: KeptProducts, ring: Ring, probes: int) -> Monomial:
+def distance(first: KeptProducts, second: KeptProducts, moments: MomentsOf) -> Monomial:
     """1 - cos(K, K') = ½‖K/‖K‖ - K'/‖K'‖‖²_F, from the products of both less each other.
 
     What both have in common is gone before anything is squared, and so is its noise: of a distance of
@@ -88,21 +103,20 @@ def distance(first: KeptProducts, second: KeptProducts, ring: Ring, probes: int)
     Args:
         first: The products of K.
         second: Those of K' for the same probes.
-        ring: The ring of both.
-        probes: m.
+        moments: Takes products of kernels, and the pairs of kernels that are wanted, to their moments.
 
     Returns:
         The distance, 0 for equal products; its standard error is never below what rounding leaves.
         Its value is nan if a kernel is zero.
     """
-    squares = ring_moments([first, second], ring, probes, pairs=[(0, 0), (1, 1)])
-    norms = [math.sqrt(squares.value((kernel, kernel))) for kernel in range(2)]
-    if not all(norms):
+    squares = moments([first, second], [(0, 0), (1, 1)])
+    norms = [math.sqrt(max(squares.value((kernel, kernel)), 0.0)) for kernel in range(2)]
+    if not min(norms) > 0:
         return Monomial(Summary(math.nan, None), note="the alignment with a zero kernel is not defined")
     units = [kernel.over(norm) for kernel, norm in zip((first, second), norms, strict=True)]
     epsilon = max(first.epsilon, second.epsilon)
     apart = KeptProducts(units[0].tiles - units[1].tiles, epsilon)
-    source = ring_moments([apart, *units], ring, probes, pairs=[(0, 0), (1, 1), (2, 2)])
+    source = moments([apart, *units], [(0, 0), (1, 1), (2, 2)])
     found = source.monomial({(0, 0): 1, (1, 1): -0.5, (2, 2): -0.5})
     value = found.summary.value / 2
     # Rounding by R moves ½‖U‖² by ⟨U, R⟩ and ½‖R‖².

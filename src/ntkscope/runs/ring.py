@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +56,8 @@ class ProbedSamples(RingProducts, Protocol):
         """N, the size of the state."""
         ...
 
-    def add(self, signs: NDArray[np.int8]) -> None:
-        """More probes, signs over the whole state of shape (n, k): k VJPs."""
+    def add(self, signs: NDArray[Any]) -> None:
+        """More probes over the whole state, signs mostly, of shape (n, k): k VJPs."""
         ...
 
     def by_layer(self) -> Mapping[str, RingProducts]:
@@ -85,6 +85,12 @@ class Ring:
         offsets = 1 + generator.permutation(max(0, blocks - 1))
         wanted = blocks - 1 if blocks <= 5 else min(blocks - 1, _OFFSETS * probes, _MOST_OFFSETS)
         return cls(order, block, tuple(int(o) for o in offsets[:wanted]))
+
+    @classmethod
+    def complete(cls, batch: int, probes: int) -> Ring:
+        """All pairs, of the samples as they come."""
+        block = min(batch, _BLOCK, max(2, _ROWS // probes))
+        return cls(np.arange(batch), block, tuple(range(1, -(-batch // block))))
 
     def is_same(self, other: Ring) -> bool:
         """Whether the same pairs are taken, in the same places."""
@@ -157,10 +163,12 @@ class RingSums:
         ring: The ring.
         count: P.
         probes: M.
+        own: Whether the pairs of a sample with itself are in the sums.
     """
 
-    def __init__(self, ring: Ring, count: int, probes: int) -> None:
+    def __init__(self, ring: Ring, count: int, probes: int, own: bool = True) -> None:
         self._ring = ring
+        self._with_own = own
         self._values = np.zeros(count)
         self._influence = np.zeros((count, ring.blocks, ring.block, probes))
         self._own = np.zeros((count, ring.blocks, ring.block))
@@ -180,7 +188,7 @@ class RingSums:
         """The blocks on the diagonal; their pairs of a sample with itself are cleared."""
         _, blocks, size, probes = products.shape[:4]
         here = slice(start, start + blocks)
-        same = np.einsum("pusisj->pusij", products).copy()
+        same = np.einsum("pusisj->pusij", products) * float(self._with_own)
         index = np.arange(size)
         products[:, :, index, :, index, :] = 0
         means = _Means.of(products)

@@ -228,6 +228,7 @@ def ring_moments(
     ring: Ring,
     probes: int,
     pairs: Sequence[tuple[int, int]] | None = None,
+    own: bool = True,
 ) -> RingMoments:
     """The moments of all kernels over the pairs of samples of a ring.
 
@@ -236,12 +237,13 @@ def ring_moments(
         ring: The ring.
         probes: m, of every sample.
         pairs: The inner products ⟨K_a, K_b⟩ that are wanted, a ≤ b; all of them if ``None``.
+        own: Whether the pairs of a sample with itself are in the inner products.
     """
     count, batch = len(kernels), len(ring.order)
     places = [(a, b) for a in range(count) for b in range(a, count)] if pairs is None else list(pairs)
     offsets = (0, *ring.offsets)
     rings = [kernel.ring(ring.order, ring.block, offsets, _ROOM) for kernel in kernels]
-    sums = RingSums(ring, len(places), probes)
+    sums = RingSums(ring, len(places), probes, own)
     squares: Small = np.zeros((count, ring.blocks, ring.block, probes))
     for pieces in zip(*rings, strict=True):
         offset, start, _ = pieces[0]
@@ -251,8 +253,8 @@ def ring_moments(
                 squares[a, start : start + len(tile)] = np.einsum("usisi->usi", tile)
         sums.add(offset, start, np.stack([tiles[a] * tiles[b] for a, b in places]))
     parts: dict[Moment, Part] = {}
-    for a, own in enumerate(squares.reshape(count, -1, probes)[:, :batch]):
-        parts[(a,)] = Part(float(own.mean(axis=1).sum()), own.T)
+    for a, square in enumerate(squares.reshape(count, -1, probes)[:, :batch]):
+        parts[(a,)] = Part(float(square.mean(axis=1).sum()), square.T)
     parts |= dict(zip(places, sums.parts(), strict=True))
     epsilon = max(kernel.epsilon for kernel in kernels)
     return RingMoments(parts, sums.counted(), ring.weight, ring.missing, epsilon)

@@ -270,6 +270,10 @@ class TorchSamples:
         """The size of one sample's state."""
         return self.jacobian.outputs
 
+    def state_index(self) -> NDArray[np.int64]:
+        """As :meth:`ntkscope.engines.base.Samples.state_index`."""
+        return np.asarray(self.jacobian.axes.state_index().numpy(), dtype=np.int64)
+
     def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), the strata of every z_b on their spheres, to (k, B)."""
         z = self._tensor(np.ascontiguousarray(probes.T))

@@ -7,6 +7,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class ProbedGradients:
         """Relative rounding error of the products."""
         return float(torch.finfo(self._jacobian.function.dtype).eps)
 
-    def add(self, signs: NDArray[np.int8]) -> None:
+    def add(self, signs: NDArray[Any]) -> None:
         """More probes, of shape (n, k)."""
         jacobian = self._jacobian
         function = jacobian.function
