@@ -81,7 +81,7 @@ def test_a_new_metric_among_others(method: Any) -> None:
     assert list(found) == ["stable_trace", "trace", "projection"]
     assert found["stable_trace"] is found.stable_trace  # type: ignore[attr-defined]
     assert len(found["projection"]) == 2
-    rows = ["stable trace", "trace", "projection 0", "projection 1"]
+    rows = ["stable trace", "trace", "projection[0]", "projection[1]"]
     assert [name for name, _ in found.rows()] == rows
     assert [line.split("  ")[0] for line in str(found).splitlines()] == [*rows, "together"]
     kernel = ntk.to_dense()

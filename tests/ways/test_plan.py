@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from ntkscope import NTK
 from ntkscope.engines.base import Machine, Sizes
@@ -157,11 +158,22 @@ def test_the_machine_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.seconds(machine.flops, machine.elements, 0) == pytest.approx(2)
 
 
+class _Distances(nn.Module):
+    """Distances to centres: an operation that no rule knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.rand(5, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(x, self.centres)
+
+
 def test_explain_prints_the_plan_and_the_structure(capsys: pytest.CaptureFixture[str]) -> None:
-    BY_NAME["class-token"].shared().explain()
+    NTK(_Distances(), torch.rand(3, 2, 4)).explain()
     text = capsys.readouterr().out
-    assert "3 independent samples with 2 outputs each" in text
-    assert "token takes the general way: used by " in text
+    assert "3 independent samples with 10 outputs each" in text
+    assert "centres takes the general way: used by " in text
     assert "trace: " in text
     assert "exact (n VJPs)" in text
     BY_NAME["gru"].shared().explain("measure", [BY_NAME["gru"].shared(1)])

@@ -29,6 +29,7 @@ __all__ = [
     "BATCH_NORMS",
     "FLOP_FORMULAS",
     "NO_RECORDING",
+    "TO_COPY",
     "DispatchMode",
     "OpOverload",
     "PreDispatchMode",
@@ -222,3 +223,7 @@ def warn_of_loops_under_vmap(enabled: bool) -> None:
     switch = getattr(functorch, "_set_vmap_fallback_warning_enabled", None)
     if switch is not None:
         switch(enabled)
+
+
+#: What a cast becomes where a graph is recorded below autograd.
+TO_COPY = torch.ops.aten._to_copy.default

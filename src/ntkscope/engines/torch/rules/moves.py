@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ntkscope.engines.torch.compat import TO_COPY
 from ntkscope.engines.torch.gradients.factors import Direct, Factor
 from ntkscope.engines.torch.rules.base import Arguments, formed_shape, rule_of
 from ntkscope.engines.torch.rules.contractions import Contraction, broadcast_labels
@@ -80,7 +81,7 @@ def _stack(arguments: Arguments, delta: Tensor, name: str) -> Direct:
     aten.to.dtype_layout,
     aten.to.device,
     aten.to.other,
-    aten._to_copy.default,
+    TO_COPY,
     aten.type_as.default,
     parameters=("self",),
     captures=(),
