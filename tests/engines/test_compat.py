@@ -31,6 +31,7 @@ PRIVATE = {
     "torch._ops.OpOverload": "to tell operators from other functions in a recorded graph",
     "torch.ops.aten.add.Tensor._schema.arguments": "to bind an operator's arguments by their names",
     "torch.ops.aten.add.Tensor._schema.is_mutable": "to find the operations that write in place",
+    "torch.ops.aten._to_copy.default": "to know a cast as it is recorded below autograd",
     "torch.overrides.TorchFunctionMode": "to run fused recurrent layers by plain operations",
     MODE: "to count what a forward pass computes, and to record it",
     f"{MODE}._should_skip_dynamo": "to keep torch's compiler from being loaded by our modes",
