@@ -35,17 +35,17 @@ def test_per_sample_work_survives_running_out_of_memory(monkeypatch: pytest.Monk
     usual = jacobian.squared_norms(z)
     original = Linearization.pull
 
-    def pull(self: Linearization, z: Tensor) -> Any:
+    def pull(self: Linearization, z: Tensor, memory: Any = None) -> Any:
         if len(z) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, z)
+        return original(self, z, memory)
 
     monkeypatch.setattr(Linearization, "pull", pull)
     torch.testing.assert_close(jacobian.squared_norms(z), usual)
 
 
 def test_a_single_sample_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pull(self: Linearization, pieces: Any) -> Any:
+    def pull(self: Linearization, pieces: Any, memory: Any = None) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     jacobian = BY_NAME["mlp"].ntk().engine.samples().jacobian
