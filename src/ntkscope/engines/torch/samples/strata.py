@@ -41,10 +41,12 @@ def on_spheres(z: Tensor, first: Tensor | None) -> Tensor:
     Returns:
         By what the squares of what follows from z are still to be multiplied: shape (k, B), float64.
     """
-    squares = z.flatten(2).double().square()
-    lengths, outputs = squares.sum(2), squares.shape[2]
+    flat = z.flatten(2)
+    outputs = flat.shape[2]
     if first is None:
-        return outputs / lengths
+        return outputs / torch.linalg.vector_norm(flat, dim=2, dtype=torch.float64).square()
+    squares = flat.double().square()
+    lengths = squares.sum(2)
     part, size = (squares * first).sum(2), first.sum(1)
     # Of a sample without strata the rest is all there is.
     ours = torch.where(size > 0, size / part, 1.0).sqrt()[:, :, None]
