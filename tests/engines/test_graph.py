@@ -215,16 +215,6 @@ def test_a_failure_while_tracing_says_what_and_why() -> None:
         trace(fail, {"w": torch.ones(2)}, [torch.ones(2)])
 
 
-def test_a_write_into_a_part_says_so() -> None:
-    def write(parameters: dict[str, Tensor], sample: list[Tensor]) -> Tensor:
-        y = parameters["w"] * sample[0]
-        y[0] = 0
-        return y
-
-    with pytest.raises(StructureError, match="writes in place into a part of a tensor"):
-        trace(write, {"w": torch.ones(2)}, [torch.ones(2)])
-
-
 def test_what_is_computed_without_gradient_carries_none() -> None:
     def part(parameters: dict[str, Tensor], sample: list[Tensor]) -> Tensor:
         with torch.no_grad():

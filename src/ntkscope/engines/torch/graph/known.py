@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from ntkscope.engines.torch.compat import is_wrapped
 from ntkscope.engines.torch.errors import StructureError
+from ntkscope.engines.torch.graph.parts import is_root
 
 __all__ = ["KnownTensors", "UnseenError"]
 
@@ -56,11 +57,25 @@ class KnownTensors:
             relatives.append(value)
 
     def overwrite(self, value: Tensor, node: fx.Node) -> None:
-        """Notes that a node computed what was written into this tensor; its views are stale from here."""
+        """Notes that a node computed what was written into this tensor; what shares its memory is stale."""
         relatives = self._by_memory.get(_memory(value), [])
         self._stale |= {id(relative) for relative in relatives if relative is not value}
         self._constants.discard(id(value))
         self.remember(value, node)
+
+    def root(self, value: Tensor) -> Tensor | None:
+        """The largest tensor in the memory of this one; ``None`` if it is that itself."""
+        relatives = [one for one in self._by_memory.get(_memory(value), []) if is_root(one)]
+        largest = max(relatives, key=Tensor.numel, default=value)
+        return None if largest is value else largest
+
+    def is_stale(self, value: Tensor) -> bool:
+        """Whether a tensor that shares memory with this known one was written into."""
+        if id(value) in self._nodes:
+            return id(value) in self._stale
+        relatives = self._by_memory.get(_memory(value), [])
+        places = [one for one in relatives if _same_place(one, value)]
+        return bool(places) and all(id(one) in self._stale for one in places)
 
     def find(self, value: Tensor) -> tuple[fx.Node, bool] | None:
         """The node that computed a value, and whether the value that it had then has a history.

@@ -29,6 +29,8 @@ from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, re
 from ntkscope.engines.torch.graph.inplace import functional_overload, writes_all_of_it
 from ntkscope.engines.torch.graph.known import KnownTensors, UnseenError
 from ntkscope.engines.torch.graph.operators import bound_arguments, drop_dead, is_random
+from ntkscope.engines.torch.graph.parts import read_part, write_part
+from ntkscope.engines.torch.graph.scattered import join_slices
 
 __all__ = ["Recording", "record"]
 
@@ -130,6 +132,7 @@ class _Recorder(PreDispatchMode):
         """The recording whose graph returns ``result``."""
         self._graph.output(self._node(result))
         drop_dead(self._graph)
+        join_slices(self._graph)
         drawn = [node for node in self._graph.nodes if node.op == "call_function" and is_random(node)]
         if drawn:
             names = ", ".join(sorted({str(node.target) for node in drawn}))
@@ -206,6 +209,8 @@ class _Recorder(PreDispatchMode):
         made = self._graph.call_function(target, (node, *others))
         if node in self._varied:
             self._varied.add(made)
+        if "val" in node.meta and not isinstance(node.meta["val"], (tuple, list)):
+            _run_to_fill_in_values([made])
         return made
 
     def _detached(self, node: fx.Node) -> fx.Node:
@@ -215,13 +220,16 @@ class _Recorder(PreDispatchMode):
     def _record_in_place(self, func: Any, node_args: Any, node_kwargs: Any, args: Any, kwargs: Any) -> Any:
         """The same operation with a result of its own; other views of the memory are stale from here."""
         written = args[0] if args else None
-        overload = functional_overload(func)
+        # A copy has a form of its own, which has no derivative.
+        overload = None if func is aten.copy_.default else functional_overload(func)
         drawn = torch.Tag.nondeterministic_seeded in func.tags
         if drawn and overload is None:
             # It stands for random numbers, which are refused where they are read.
             overload, node_args, node_kwargs = aten.rand_like.default, node_args[:1], {}
         if not isinstance(written, Tensor) or (overload is None and func is not aten.copy_.default):
             raise StructureError(f"the model writes in place by {func}, which has no other form")
+        root = self._known.root(written)
+        whole = None if root is None else self._node(root)
         expected: Any = None
         if not drawn:
             with torch.no_grad(), without_autocast(args):
@@ -232,28 +240,52 @@ class _Recorder(PreDispatchMode):
         if not drawn and not writes_all_of_it(written.detach(), expected):
             raise StructureError(f"the model writes in place by {func}, which {overload} does not compute")
         if overload is None:
-            node = self._call_on(aten.expand.default, node_args[1], list(written.shape))
+            node = node_args[1]
+            if args[1].shape != written.shape:
+                node = self._call_on(aten.expand.default, node, list(written.shape))
         else:
             node = self._call(overload, node_args, node_kwargs)
+            node.meta["val"] = written.detach() if drawn else expected
         if drawn or expected.dtype != written.dtype:
             node = self._call_on(aten.to.dtype, node, written.dtype)
-        self._known.overwrite(written, self._detached(node))
+        node = self._detached(node)
+        if root is None or whole is None:
+            self._known.overwrite(written, node)
+        else:
+            fresh = write_part(self._make, self._constant, root, whole, written, node)
+            self._known.overwrite(root, self._detached(fresh))
+            self._known.remember(written, node)
         return result
 
+    def _make(self, target: Any, *args: Any) -> fx.Node:
+        """A node, with the value that it has."""
+        node = self._call(target, args, {})
+        _run_to_fill_in_values([node])
+        return node
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        name = f"constant_{len(self._known)}"
+        self._constants.register_buffer(name, value.detach())
+        node = self._graph.get_attr(name)
+        self._known.remember(value, node, constant=True)
+        return node
+
     def _node(self, value: Tensor) -> fx.Node:
+        root = self._known.root(value) if self._known.is_stale(value) else None
+        if root is not None and not self._known.is_stale(root):
+            # What shares its memory was written into, and it was not read since.
+            whole = self._node(root)
+            self._known.remember(value, read_part(self._make, self._constant, root, whole, value))
         known = self._known.find(value)
         if known is not None:
             node, has_history = known
             if has_history and not value.requires_grad:
                 # The same memory, taken out of the history (``.data``, NumPy).
                 node = self._call_on(aten.detach.default, node)
-                self._known.remember(value, node)
+            # What makes a tensor may give it as another object, into which is written then.
+            self._known.remember(value, node)
             return node
-        name = f"constant_{len(self._known)}"
-        self._constants.register_buffer(name, value.detach())
-        node = self._graph.get_attr(name)
-        self._known.remember(value, node, constant=True)
-        return node
+        return self._constant(value)
 
 
 def _run_to_fill_in_values(nodes: Sequence[fx.Node]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import StructureError, no_structure
+from ntkscope.engines.torch.samples.squeezes import Squeezes
 from ntkscope.engines.torch.state import StateFunction
 
 __all__ = ["BatchDim", "SampleAxes"]
@@ -28,12 +30,14 @@ class SampleAxes:
         batch: B, the number of samples.
         state_axis: Axis of the state that holds the samples, one after the other.
         state_shape: Shape of one sample's state.
+        squeezes: What each ``squeeze()`` without an axis drops of a batch.
     """
 
     inputs: tuple[int | None, ...]
     batch: int
     state_axis: int
     state_shape: tuple[int, ...]
+    squeezes: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     @classmethod
     def find(cls, function: StateFunction, batch_dim: BatchDim) -> SampleAxes:
@@ -48,11 +52,25 @@ class SampleAxes:
         if batch == 1:
             return cls(axes, 1, 0, tuple(function.output_shape) or (1,))
         one = cls(axes, batch, 0, ())
-        with no_structure("the model does not run on a single sample"):
+        with (
+            no_structure("the model does not run on a single sample"),
+            torch.random.fork_rng(devices=[]),
+        ):
             sample = [leaf[0] for leaf, _ in one._batched(leaves, range(1))]
-            with torch.random.fork_rng(devices=[]):
+            try:
+                with Squeezes() as seen:
+                    state = one.of_one_sample(function, function.parameters, sample)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                # An axis may be missing by what was squeezed.
+                if not seen.found:
+                    raise
+            if seen.found:
+                with Squeezes() as seen:
+                    function(function.parameters)
+                one = replace(one, squeezes=tuple(seen.found))
                 state = one.of_one_sample(function, function.parameters, sample)
-        return cls(axes, batch, *_state_axis(function.output_shape, tuple(state.shape), batch))
+        axis, shape = _state_axis(function.output_shape, tuple(state.shape), batch)
+        return replace(one, state_axis=axis, state_shape=shape)
 
     def _batched(self, leaves: list[Any], samples: range) -> list[tuple[Tensor, int]]:
         """The leaves that differ between samples: (samples first, index among the leaves)."""
@@ -77,7 +95,8 @@ class SampleAxes:
             leaf if axis is None else next(remaining).unsqueeze(axis)
             for leaf, axis in zip(leaves, self.inputs, strict=True)
         ]
-        return function(parameters, pytree.tree_unflatten(filled, spec))
+        with Squeezes(self.squeezes) if self.squeezes else nullcontext():
+            return function(parameters, pytree.tree_unflatten(filled, spec))
 
     def to_samples(self, block: Tensor) -> Tensor:
         """Rows over the state to rows over samples: (k, n) → (k, B, *state_shape)."""
