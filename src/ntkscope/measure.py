@@ -16,7 +16,7 @@ from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.runs.drive import Run, drive
 from ntkscope.runs.group import Fixed, GroupRun, MappedRun, Priced
 from ntkscope.runs.moments import MomentSource
-from ntkscope.runs.sources import TraceFromElsewhere
+from ntkscope.runs.sources import TraceFromElsewhere, TracesApart
 from ntkscope.settings import DEFAULT_RTOL, Options
 from ntkscope.ways.base import Problem, Start, Way, per_sample_of
 from ntkscope.ways.per_sample import PerSample, PerSampleForward
@@ -225,13 +225,15 @@ def _exact_instead(
     if best is None:
         return "exact", start.exact
     exact, price = best
+    if not problem.of_products:
+        price *= len(problem.operators)
     if way.needs_model and not options.to_tolerance:
         return "", None
     if not way.needs_model and request.method != "auto":
         if start.exact is None:
             return "", None
         price = start.exact.minimum
-    return exact.name, Priced(lambda: exact.start(problem, options.seed, listener).run, price)
+    return exact.name, Priced(lambda: _begin(exact, problem, options.seed, listener).run, price)
 
 
 def _start(
@@ -241,7 +243,7 @@ def _start(
     failure: NotImplementedError | None = None
     for way in ways_of(request.quantity, problem, request.method, options):
         try:
-            start = way.start(problem, options.seed, listener)
+            start = _begin(way, problem, options.seed, listener)
         except NotImplementedError as error:
             # Only trying tells whether there are forward products; what is next does without.
             failure = failure or error
@@ -252,6 +254,17 @@ def _start(
         return way, start if source is None else _with_trace(start, source)
     assert failure is not None
     raise failure
+
+
+def _begin(way: Way, problem: Problem, seed: int, listener: ProgressListener) -> Start:
+    """The run of a way; of several traces one run a kernel, side by side and all by this way."""
+    if problem.of_products or len(problem.operators) == 1:
+        return way.start(problem, seed, listener)
+    parts = [way.start(one, seed, listener) for one in problem.apart()]
+    shares = [1] * len(parts)
+    exact = [part.exact for part in parts if part.exact is not None]
+    instead = GroupRun(exact, shares, TracesApart) if len(exact) == len(parts) else None
+    return Start(GroupRun([part.run for part in parts], shares, TracesApart), instead)
 
 
 def _trace_source(

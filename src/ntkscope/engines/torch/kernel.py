@@ -27,6 +27,7 @@ from ntkscope.engines.torch.samples.probed import ProbedGradients
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel, kernel_inner_products
 from ntkscope.engines.torch.state import StateFunction
+from ntkscope.errors import argument
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
@@ -137,7 +138,7 @@ class TorchEngine:
     def _find_samples(self) -> TorchSamples | Refusal:
         batch_dim = self._options["batch_dim"]
         if batch_dim is None:
-            return Refusal("batch_dim=None says that they are coupled")
+            return Refusal(f"{argument('batch_dim', None)} says that they are coupled")
         try:
             return TorchSamples(SampleJacobian(self.function, batch_dim, self.budget, ledger=self.ledger))
         except StructureError as error:
