@@ -17,7 +17,7 @@ ROOT = Path(ntkscope.__file__).parent
 # The house from the ground up: a room may import the rooms before it, and itself. Rooms of one
 # line know nothing of each other.
 LAYERS: list[set[str]] = [
-    {"errors", "results"},
+    {"errors", "results", "words"},
     {"settings", "files", "data"},
     {"operators", "progress"},
     {"runs"},
@@ -34,7 +34,7 @@ LAYERS: list[set[str]] = [
 ]
 
 #: Rooms that know no framework: the linear algebra, and what is above the engines.
-NO_TORCH = {"errors", "results", "operators", "runs"}
+NO_TORCH = {"errors", "words", "results", "operators", "runs"}
 
 
 def _imports(path: Path, root: Path = ROOT) -> set[str]:
@@ -136,7 +136,8 @@ def _loaded_by(code: str) -> set[str]:
 
 
 def test_importing_loads_nothing_optional() -> None:
-    loaded = _loaded_by("import ntkscope")
+    assert not _loaded_by("import ntkscope") & {"torch", "numpy"}
+    loaded = _loaded_by("import ntkscope; ntkscope.NTK")
     assert "ntkscope.ntk" in loaded
     assert not loaded & {
         "matplotlib",

@@ -387,3 +387,26 @@ def test_torch_says_nothing_of_operations_that_it_loops_over() -> None:
         warnings.simplefilter("error")
         assert ntk.trace().value > 0
         assert ntk.trace("hutch++", products=9).value > 0
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "per-sample", "sketch", "nystrom", "gram"])
+@pytest.mark.parametrize("limits", [{}, {"products": 36}, {"rtol": 0.05}], ids=str)
+def test_traces_of_several_kernels_are_those_of_each_by_one_method(
+    method: Any, limits: dict[str, Any]
+) -> None:
+    x = torch.linspace(-1, 1, 24).reshape(4, 6)
+    torch.manual_seed(0)
+    models = [
+        torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)) for _ in "abc"
+    ]
+    kernels = [NTK(model, x) for model in models]
+    found = ntkscope.measure_all(kernels, method, metrics=("trace",), **limits)
+    assert len({one.trace.method for one in found}) == 1
+    for kernel, one in zip(kernels, found, strict=True):
+        exact = kernel.trace("exact").value
+        assert list(one) == ["trace"]
+        assert one.trace.value == pytest.approx(exact, rel=1e-5 if one.trace.stderr == 0 else 0.3)
+        if limits.get("products") is None:
+            alone = kernel.trace(method, **limits)
+            assert one.trace.method == alone.method
+    assert found[0].cost.products + found[0].cost.vjps > 0

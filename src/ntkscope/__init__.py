@@ -8,12 +8,16 @@
 
 from __future__ import annotations
 
-from ntkscope import estimators
-from ntkscope.engines.torch.rules import Rule, add_rule
-from ntkscope.fingerprints import Fingerprint, alignment_matrix, velocity
-from ntkscope.ntk import NTK, measure_all
-from ntkscope.results import Cost, Estimate, Measurement, Measurements
-from ntkscope.settings import Options
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ntkscope import estimators
+    from ntkscope.engines.torch.rules import Rule, add_rule
+    from ntkscope.fingerprints import Fingerprint, alignment_matrix, velocity
+    from ntkscope.ntk import NTK, measure_all
+    from ntkscope.results import Cost, Estimate, Measurement, Measurements
+    from ntkscope.settings import Options
 
 __version__ = "0.1.0"
 
@@ -33,3 +37,33 @@ __all__ = [
     "measure_all",
     "velocity",
 ]
+
+#: Where a public name is, as above. It is loaded when it is first asked for: torch takes a second, and
+#: ``ntkscope --help`` needs none of it.
+_HOMES = {
+    "NTK": "ntkscope.ntk",
+    "Cost": "ntkscope.results",
+    "Estimate": "ntkscope.results",
+    "Fingerprint": "ntkscope.fingerprints",
+    "Measurement": "ntkscope.results",
+    "Measurements": "ntkscope.results",
+    "Options": "ntkscope.settings",
+    "Rule": "ntkscope.engines.torch.rules",
+    "add_rule": "ntkscope.engines.torch.rules",
+    "alignment_matrix": "ntkscope.fingerprints",
+    "estimators": "ntkscope.estimators",
+    "measure_all": "ntkscope.ntk",
+    "velocity": "ntkscope.fingerprints",
+}
+
+if not TYPE_CHECKING:  # so that type checkers catch a misspelt name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(_HOMES[name])
+        globals()[name] = home if _HOMES[name] == f"{__name__}.{name}" else getattr(home, name)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

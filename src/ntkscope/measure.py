@@ -17,7 +17,7 @@ from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.runs.drive import Run, drive
 from ntkscope.runs.group import Fixed, GroupRun, MappedRun, Priced
 from ntkscope.runs.moments import MomentSource
-from ntkscope.runs.sources import TraceFromElsewhere
+from ntkscope.runs.sources import TraceFromElsewhere, TracesApart
 from ntkscope.settings import DEFAULT_RTOL, Options
 from ntkscope.ways.base import Problem, Start, Way, per_sample_of
 from ntkscope.ways.per_sample import PerSample, PerSampleForward
@@ -243,9 +243,11 @@ def _exact_instead(
             return None
         # The structure of a model is looked for only where this is paid.
         price = start.exact.minimum
+    # Of several traces each has its own run.
+    each = 1 if problem.of_products else len(problem.operators)
     run = Priced(
-        lambda: best().way.start(problem, options.seed, listener).run,
-        best().products if price is None else price,
+        lambda: _begin(best().way, problem, options.seed, listener).run,
+        each * best().products if price is None else price,
     )
     return _Instead(lambda: best().way.name, run)
 
@@ -257,7 +259,7 @@ def _start(
     failure: NotImplementedError | None = None
     for way in ways_of(request.quantity, problem, request.method, options):
         try:
-            start = way.start(problem, options.seed, listener)
+            start = _begin(way, problem, options.seed, listener)
         except NotImplementedError as error:
             # Only trying tells whether there are forward products; what is next does without.
             failure = failure or error
@@ -270,6 +272,17 @@ def _start(
         return way, _with_trace(start, source, _other_traces(request, problem, options))
     assert failure is not None
     raise failure
+
+
+def _begin(way: Way, problem: Problem, seed: int, listener: ProgressListener) -> Start:
+    """The run of a way; of several traces one run a kernel, side by side and all by this way."""
+    if problem.of_products or len(problem.operators) == 1:
+        return way.start(problem, seed, listener)
+    parts = [way.start(one, seed, listener) for one in problem.apart()]
+    shares = [1] * len(parts)
+    exact = [part.exact for part in parts if part.exact is not None]
+    instead = GroupRun(exact, shares, TracesApart) if len(exact) == len(parts) else None
+    return Start(GroupRun([part.run for part in parts], shares, TracesApart), instead)
 
 
 def _trace_source(

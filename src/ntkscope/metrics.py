@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 
+from ntkscope.errors import said
 from ntkscope.results import Cost, Estimate
 from ntkscope.results.estimate import DOUBLE_EPSILON
 from ntkscope.runs.bounds import bounds_of
@@ -132,7 +133,8 @@ def _not_finite(source: MomentSource, metric: str, values: Mapping[Moment, float
     """A note; an error for moments that are exact, since nothing will make them better."""
     words = (
         f"the {metric.replace('_', ' ')} is not finite, since products of the model leave the range of its "
-        "dtype; bring model and inputs to a wider one (model.double()), or scale the state (outputs=)"
+        f"dtype; bring model and inputs to a wider one ({said('model.double()', '--dtype float64')}), or "
+        f"scale the state ({said('outputs=', 'in the factory')})"
     )
     broken = [moment for moment, value in values.items() if not math.isfinite(value)]
     if any(source.monomial({moment: 1}).summary.stderr == 0 for moment in broken):

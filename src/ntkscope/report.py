@@ -1,23 +1,19 @@
-"""What was measured, as a table for people and as JSON for programs."""
+"""What was measured, of kernels by their names, and as JSON for programs."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
+from typing import Any
 
 import ntkscope
 from ntkscope.results import Cost, Estimate
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from ntkscope.words import ALL_METRICS, METRICS, SYMBOLS, TITLES
 
 __all__ = [
     "ALL_METRICS",
@@ -27,35 +23,12 @@ __all__ = [
     "Alignment",
     "KernelNumbers",
     "Report",
-    "comparison_table",
     "document",
     "interval_text",
-    "kernel_table",
     "measure_kernel",
+    "measure_kernels",
     "to_json",
 ]
-
-#: How people call every metric, in the order of tables.
-TITLES = {
-    "trace": "trace",
-    "frobenius_norm": "Frobenius norm",
-    "effective_rank": "effective rank",
-    "alignment": "alignment",
-}
-
-#: What every metric is.
-SYMBOLS = {
-    "trace": "tr K",
-    "frobenius_norm": "‖K‖",
-    "effective_rank": "(tr K)² / ‖K‖²",
-    "alignment": "cos(K, K′)",
-}
-
-#: The metrics of one kernel alone, in the order of tables and files.
-METRICS = tuple(name for name in TITLES if name != "alignment")
-
-#: As ``--metrics`` takes them.
-ALL_METRICS = ",".join(METRICS)
 
 #: Of the JSON documents. It grows when a field is renamed, removed or changes its meaning.
 SCHEMA_VERSION = 1
@@ -105,10 +78,17 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers of some kernels, and their alignments."""
+    """The numbers of some kernels, and their alignments.
+
+    Attributes:
+        kernels: One after the other.
+        alignments: Of pairs of them.
+        stopped: Whether Ctrl-C ended it before all kernels were measured.
+    """
 
     kernels: tuple[KernelNumbers, ...]
     alignments: tuple[Alignment, ...] = ()
+    stopped: bool = False
 
     def estimates(self) -> list[Estimate]:
         """All of them."""
@@ -123,7 +103,7 @@ class Report:
     @property
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended a run early."""
-        return any("interrupted" in estimate.note for estimate in self.estimates())
+        return self.stopped or any("interrupted" in estimate.note for estimate in self.estimates())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -159,17 +139,75 @@ def measure_kernel(
     return numbers, tuple(Alignment((name, other), estimate) for (other, _), estimate in pairs)
 
 
+def measure_kernels(
+    kernels: Mapping[str, ntkscope.NTK], metrics: Sequence[str] = tuple(TITLES), **options: Any
+) -> Report:
+    """Some metrics of several kernels by one method, and the alignment of every pair if it is among them.
+
+    The work is shared where the method can do that; else one kernel is measured after the other, and
+    Ctrl-C keeps those that are done.
+
+    Args:
+        kernels: By name.
+        metrics: Which of :data:`TITLES`.
+        **options: As :func:`ntkscope.measure_all` takes them.
+    """
+    from ntkscope.measure import METHODS
+
+    own = tuple(metric for metric in metrics if metric in METRICS)
+    if options.get("method", "auto") not in METHODS["measure_all"]:
+        return _one_after_the_other(kernels, own, "alignment" in metrics, options)
+    before = {name: kernel.cost for name, kernel in kernels.items()}
+    found = ntkscope.measure_all(kernels, metrics=metrics, **options)
+    numbers = []
+    for (name, kernel), one in zip(kernels.items(), found, strict=True):
+        cost = dataclasses.replace(kernel.cost - before[name], seconds=one.cost.seconds)
+        numbers.append(KernelNumbers(name, kernel, {metric: one[metric] for metric in own}, cost))
+    names = list(kernels)
+    pairs = [
+        Alignment((name, other), estimate)
+        for place, (name, one) in enumerate(zip(names, found, strict=True))
+        for other, estimate in zip(one.others, one.pairs.get("alignment", ()), strict=True)
+        if names.index(other) > place
+    ]
+    return Report(tuple(numbers), tuple(pairs))
+
+
+def _one_after_the_other(
+    kernels: Mapping[str, ntkscope.NTK], metrics: Sequence[str], aligned: bool, options: dict[str, Any]
+) -> Report:
+    numbers: list[KernelNumbers] = []
+    pairs: list[Alignment] = []
+    names = list(kernels)
+    for place, name in enumerate(names):
+        others = [(other, kernels[other]) for other in names[place + 1 :]] if aligned else []
+        try:
+            one, found = measure_kernel(name, kernels[name], metrics, others, **options)
+        except KeyboardInterrupt:
+            if not numbers:
+                raise
+            return Report(tuple(numbers), tuple(pairs), stopped=True)
+        numbers.append(one)
+        pairs += found
+        if Report((one,), found).interrupted:
+            return Report(tuple(numbers), tuple(pairs), stopped=True)
+    return Report(tuple(numbers), tuple(pairs))
+
+
 # JSON.
 
 
-def document(command: str, arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+def document(command: str, arguments: dict[str, Any], content: Report | dict[str, Any]) -> dict[str, Any]:
     """The JSON document of a command, as docs/json.md describes it.
 
     Args:
-        command: ``"measure"``, ``"compare"`` or ``"demo"``.
+        command: ``"measure"``, ``"compare"``, ``"explain"`` or ``"demo"``.
         arguments: What it was called with.
-        report: What it found.
+        content: What it found.
     """
+    import numpy as np
+    import torch
+
     return {
         "schema_version": SCHEMA_VERSION,
         "command": command,
@@ -180,7 +218,7 @@ def document(command: str, arguments: dict[str, Any], report: Report) -> dict[st
             "python": platform.python_version(),
         },
         "arguments": arguments,
-        **report.to_dict(),
+        **(content.to_dict() if isinstance(content, Report) else content),
     }
 
 
@@ -194,12 +232,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, (float, np.floating)):
+    if isinstance(value, float) or hasattr(value, "dtype"):
         return float(value) if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
-
-
-# Tables.
 
 
 def interval_text(estimate: Estimate) -> str:
@@ -212,46 +247,3 @@ def interval_text(estimate: Estimate) -> str:
     size = max(abs(low), abs(high), 1e-300)
     digits = min(max(3, 2 - math.floor(math.log10(max((high - low) / size, 1e-12)))), 9)
     return f"{low:.{digits}g} to {high:.{digits}g}"
-
-
-def kernel_table(numbers: KernelNumbers) -> Table:
-    """One kernel: a row for every metric."""
-    table = _table("metric", "value ± 1 s.e.", "95% interval", "method")
-    for metric, estimate in numbers.metrics.items():
-        table.add_row(TITLES[metric], estimate.value_text(), interval_text(estimate), estimate.method)
-    table.caption = f"cost: {numbers.cost}"
-    table.caption_justify = "left"
-    return table
-
-
-def comparison_table(report: Report) -> Table:
-    """Several kernels, side by side, with the alignment of the first and each of the others."""
-    table = _table("metric", *(kernel.name for kernel in report.kernels), "method")
-    for metric in report.kernels[0].metrics:
-        found = [kernel.metrics[metric] for kernel in report.kernels]
-        table.add_row(TITLES[metric], *(e.value_text() for e in found), _methods(found))
-    by_pair = {alignment.between: alignment.estimate for alignment in report.alignments}
-    if by_pair:
-        first = report.kernels[0].name
-        cells = ["1" if k.name == first else by_pair[first, k.name].value_text() for k in report.kernels]
-        table.add_row(TITLES["alignment"], *cells, _methods(list(by_pair.values())))
-    costs = "; ".join(f"{kernel.name} {kernel.cost}" for kernel in report.kernels)
-    table.caption = f"cost: {costs}"
-    table.caption_justify = "left"
-    return table
-
-
-def _methods(estimates: Sequence[Estimate]) -> str:
-    return " / ".join(dict.fromkeys(estimate.method for estimate in estimates))
-
-
-def _table(first: str, *columns: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption_style="")
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        words = column == "method"
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
-    return table

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 import numpy as np
 
+from ntkscope.errors import argument
 from ntkscope.results import Estimate
 
 __all__ = [
@@ -158,8 +159,8 @@ def check_minimum(options: Options, minimum: int) -> None:
         budget = getattr(options, name)
         if budget is not None and budget < minimum:
             raise ValueError(
-                f"{name}={budget} is too small: this method needs at least {minimum} products; "
-                f"use {name}={minimum} or more, or another method"
+                f"{argument(name, budget)} is too small: this method needs at least {minimum} products; "
+                f"use {argument(name, minimum)} or more, or another method"
             )
 
 

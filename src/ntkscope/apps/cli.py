@@ -5,34 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
 
 import ntkscope
 from ntkscope.apps import options as opt
 from ntkscope.apps.failures import INTERRUPTED, OneLineErrors
-from ntkscope.apps.subject import Subject, describe
 from ntkscope.files import check_distinct, check_writable, write_text
-from ntkscope.report import (
-    ALL_METRICS,
-    METRICS,
-    Report,
-    comparison_table,
-    document,
-    kernel_table,
-    measure_kernel,
-    to_json,
-)
+from ntkscope.words import ALL_METRICS, METRICS, PAIR_METRICS, TITLES
+
+if TYPE_CHECKING:
+    from ntkscope.apps.subject import Subject
+    from ntkscope.report import Report
+
+# Models, torch among what they need, are loaded by the commands alone: help and completion come at once.
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     cls=OneLineErrors,
     help="Measure the Neural Tangent Kernel of real networks, with error bars.",
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -45,6 +38,8 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        import torch
+
         print(f"ntkscope {ntkscope.__version__} (torch {torch.__version__})")
         raise typer.Exit
 
@@ -60,22 +55,7 @@ def _ntkscope(
         print(context.get_help())
 
 
-def _check_method(method: str, metrics: Sequence[str], compared: bool) -> None:
-    """A method must know all that is asked for, before anything is loaded."""
-    joint = "measure" if compared or len(metrics) > 1 else metrics[0]
-    known = sorted({name for names in opt.METHODS.values() for name in names})
-    if method not in known:
-        raise ValueError(f"unknown method {method!r}; choose from {', '.join(known)}")
-    if method not in opt.METHODS[joint]:
-        alone = [metric for metric in METRICS if method in opt.METHODS[metric]]
-        raise ValueError(
-            f"method {method!r} is for {', '.join(alone)} alone; add --metrics {alone[0]}"
-            + ("" if not compared else " to ntkscope measure")
-            + f", or choose from {', '.join(opt.METHODS[joint])}"
-        )
-
-
-def _check_outputs(json: Path | None, plot: Path | None, **read: Path | None) -> None:
+def _check_outputs(json: Path | None, plot: Path | None, read: dict[str, Path | None]) -> None:
     """An error if they cannot be written, or would be written over each other or what is read."""
     file = None if str(json) == "-" else json
     if file is not None:
@@ -94,42 +74,61 @@ def _limits(products: int | None, rtol: float | None) -> dict[str, Any]:
 
 
 def _deliver(
-    command: str,
-    arguments: dict[str, Any],
-    report: Report,
-    table: Any,
-    json: Path | None,
-    plot: Path | None,
+    command: str, arguments: dict[str, Any], report: Report, json: Path | None, plot: Path | None
 ) -> None:
-    """Prints the table or the JSON, and writes the files."""
-    text = to_json(document(command, arguments, report))
-    if str(json) == "-":
-        print(text, end="")
-    else:
+    """Prints the tables or the JSON, and writes the files."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ntkscope.apps.subject import describe
+    from ntkscope.apps.tables import print_grid, report_grids
+    from ntkscope.report import document
+
+    _write_json(document(command, arguments, report), json)
+    if str(json) != "-":
         console = Console()
         kernel = report.kernels[0].kernel
-        console.print(f"[bold]{arguments['factory']}[/bold]: {describe(kernel)}", highlight=False)
-        console.print(table)
+        console.print(Text.assemble((arguments["factory"], "bold"), f": {describe(kernel)}"))
+        for grid in report_grids(report):
+            print_grid(console, grid)
         for note in report.notes():
-            console.print(f"note: {note}", highlight=False)
-        if json is not None:
-            write_text(json, text)
+            console.print(Text(f"note: {note}"))
     if plot is not None:
         from ntkscope.plots import report_figure, save_figure, single_subtitle
 
-        title = " and ".join(kernel.name for kernel in report.kernels)
+        names = [kernel.name for kernel in report.kernels]
+        title = " and ".join(names) if len(names) < 3 else f"{len(names)} kernels"
         save_figure(report_figure(report, title, single_subtitle(report.kernels[0])), plot)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _write_json(content: dict[str, Any], json: Path | None) -> None:
+    """To the file, or to stdout for ``-``."""
+    from ntkscope.report import to_json
+
+    if str(json) == "-":
+        print(to_json(content), end="")
+    elif json is not None:
+        write_text(json, to_json(content))
+
+
+def _subject(arguments: dict[str, Any]) -> Subject:
+    """The model that the options describe."""
+    from ntkscope.apps.subject import Subject
+
+    names = ("factory", "layer", "output", "batch_dim", "dtype", "device", "seed", "train_mode")
+    inputs = arguments["inputs"]
+    return Subject(
+        inputs=None if inputs is None else Path(inputs), **{name: arguments[name] for name in names}
+    )
 
 
 @app.command()
 def measure(
     factory: opt.Factory,
     inputs: opt.Inputs = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Parameters: .safetensors, or a state dict in .pt, .pth or .bin.")
-    ] = None,
+    checkpoint: opt.Checkpoint = None,
     metrics: opt.Metrics = ALL_METRICS,
     method: opt.Method = "auto",
     products: opt.Products = None,
@@ -147,12 +146,13 @@ def measure(
 ) -> None:
     """Measure the kernel of your own model: trace, Frobenius norm, effective rank."""
     arguments = _arguments(locals())
+    from ntkscope.report import Report, measure_kernel
+
     names = opt.parse_metrics(metrics)
-    _check_method(method, names, compared=False)
+    opt.check_method(method, names)
     limits = _limits(products, rtol)
-    _check_outputs(json, plot, **{"--inputs": inputs, "--checkpoint": checkpoint})
-    subject = Subject(factory, inputs, layer, output, batch_dim, dtype, device, seed, train_mode)
-    (kernel,) = subject.kernels([checkpoint])
+    _check_outputs(json, plot, {"--inputs": inputs, "--checkpoint": checkpoint})
+    (kernel,) = _subject(arguments).kernels([checkpoint])
     bar = sys.stdout.isatty() and str(json) != "-"
     numbers, _ = measure_kernel(
         checkpoint.stem if checkpoint else factory,
@@ -164,17 +164,17 @@ def measure(
         progress=bar,
         **limits,
     )
-    table = kernel_table(numbers)
-    _deliver("measure", arguments, Report((numbers,)), table, json, plot)
+    _deliver("measure", arguments, Report((numbers,)), json, plot)
 
 
 @app.command()
 def compare(
     factory: opt.Factory,
-    first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same model.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINTS...", help="Two or more of the same model.")
+    ],
     inputs: opt.Inputs = None,
-    metrics: opt.Metrics = ALL_METRICS,
+    metrics: opt.PairMetrics = PAIR_METRICS,
     method: opt.Method = "auto",
     products: opt.Products = None,
     rtol: opt.Rtol = None,
@@ -189,32 +189,41 @@ def compare(
     plot: opt.Plot = None,
     debug: opt.Debug = False,
 ) -> None:
-    """Compare two checkpoints of a model: their kernels' alignment, and the numbers of each."""
+    """Compare checkpoints of a model: the alignment of their kernels, and the numbers of each."""
     arguments = _arguments(locals())
-    names = opt.parse_metrics(metrics)
-    _check_method(method, names, compared=True)
+    from ntkscope.report import measure_kernels
+
+    names = opt.parse_metrics(metrics, tuple(TITLES))
+    opt.check_method(method, names)
     limits = _limits(products, rtol)
-    _check_outputs(json, plot, **{"--inputs": inputs, "A": first, "B": second})
-    subject = Subject(factory, inputs, layer, output, batch_dim, dtype, device, seed, train_mode)
-    kernels = subject.kernels([first, second])
-    labels = (first.stem, second.stem) if first.stem != second.stem else (str(first), str(second))
+    if len(checkpoints) < 2:
+        raise ValueError(
+            "compare takes two checkpoints or more, found one; for one there is ntkscope measure --checkpoint"
+        )
+    read = {f"checkpoint {place}": path for place, path in enumerate(checkpoints, 1)}
+    _check_outputs(json, plot, {"--inputs": inputs, **read})
+    kernels = dict(zip(_labels(checkpoints), _subject(arguments).kernels(checkpoints), strict=True))
     settings: dict[str, Any] = {"method": method, "products": products, "seed": seed, **limits}
     settings["progress"] = sys.stdout.isatty() and str(json) != "-"
-    one, alignments = measure_kernel(labels[0], kernels[0], names, [(labels[1], kernels[1])], **settings)
-    if Report((one,), alignments).interrupted:
-        raise KeyboardInterrupt
-    two, _ = measure_kernel(labels[1], kernels[1], names, **settings)
-    report = Report((one, two), alignments)
-    _deliver("compare", arguments, report, comparison_table(report), json, plot)
+    _deliver("compare", arguments, measure_kernels(kernels, names, **settings), json, plot)
+
+
+def _labels(checkpoints: Sequence[Path]) -> list[str]:
+    """The files' names, with their folders where that tells them apart, and numbers where nothing does."""
+    short = [path.stem for path in checkpoints]
+    found = short if len(set(short)) == len(short) else [str(path) for path in checkpoints]
+    return [
+        name if found.count(name) == 1 else f"{name} ({found[: place + 1].count(name)})"
+        for place, name in enumerate(found)
+    ]
 
 
 @app.command()
 def explain(
     factory: opt.Factory,
     inputs: opt.Inputs = None,
-    metric: Annotated[
-        str, typer.Option(help="trace, frobenius_norm, effective_rank, or measure: all.")
-    ] = "measure",
+    checkpoint: opt.Checkpoint = None,
+    metric: opt.Metric = "measure",
     rtol: opt.Rtol = None,
     seed: opt.Seed = 0,
     layer: opt.Layer = None,
@@ -223,15 +232,23 @@ def explain(
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
     train_mode: opt.TrainMode = False,
+    json: opt.Json = None,
     debug: opt.Debug = False,
 ) -> None:
     """Say how a model's kernel would be measured, and what each way would cost."""
+    arguments = _arguments(locals())
+    from ntkscope.report import document
+
     if metric not in (*METRICS, "measure"):
         raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(METRICS)}, measure")
     limits = _limits(None, rtol)
-    subject = Subject(factory, inputs, layer, output, batch_dim, dtype, device, seed, train_mode)
-    (kernel,) = subject.kernels([None])
-    kernel.explain(metric, **limits)
+    _check_outputs(json, None, {"--inputs": inputs, "--checkpoint": checkpoint})
+    (kernel,) = _subject(arguments).kernels([checkpoint])
+    if str(json) != "-":
+        kernel.explain(metric, **limits)
+    if json is not None:
+        plan = kernel.plan(metric, **limits).to_dict()
+        _write_json(document("explain", arguments, {"plan": plan}), json)
 
 
 @app.command()
@@ -241,13 +258,23 @@ def demo(
     products: Annotated[int, typer.Option(help="Products that the estimates may spend.", min=40)] = 150,
     seed: opt.Seed = 0,
     device: opt.Device = "cpu",
+    json: opt.Json = None,
     debug: opt.Debug = False,
 ) -> None:
     """Train a network on digits and show what that does to its kernel."""
+    from rich.console import Console
+
     from ntkscope.apps.demo import run_demo
 
+    _check_outputs(json, None, {})
     opt.parse_device(device)
-    run_demo(out, epochs=epochs, seed=seed, products=products, device=device, console=Console())
+    console = Console(quiet=str(json) == "-")
+    run_demo(out, epochs=epochs, seed=seed, products=products, device=device, console=console)
+    text = (out / "demo.json").read_text(encoding="utf-8")
+    if str(json) == "-":
+        print(text, end="")
+    elif json is not None:
+        write_text(json, text)
 
 
 @app.command()
@@ -274,6 +301,8 @@ def paper(
     debug: opt.Debug = False,
 ) -> None:
     """Run the experiments of arXiv 2511.10796 again, beside this library's methods, and draw its figures."""
+    from rich.console import Console
+
     from ntkscope.apps.paper.campaign import Wishes, run_paper
 
     opt.parse_device(device)
@@ -282,5 +311,10 @@ def paper(
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     """What a command was called with, for its JSON; not where it writes."""
-    paths = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    return {name: value for name, value in paths.items() if name not in ("json", "plot", "debug")}
+    return {name: _plain(value) for name, value in given.items() if name not in ("json", "plot", "debug")}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ntkscope import NTK, plots
 from ntkscope.apps.digits import Digits, accuracy, load_digits, make_network, steps, train
+from ntkscope.apps.tables import comparison_grid, print_grid
 from ntkscope.files import check_writable, make_folder, write_text
-from ntkscope.report import Report, comparison_table, document, measure_kernel, to_json
+from ntkscope.report import Report, document, measure_kernel, to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +142,7 @@ def _show(result: DemoResult, products: int, console: Console) -> None:
         (result.estimated, f"By at most {products} products of K with random probes, ± 1 standard error"),
     ):
         console.print(f"\n[bold]{words}[/bold]", highlight=False)
-        console.print(comparison_table(report))
+        print_grid(console, comparison_grid(report))
 
 
 def _write(result: DemoResult, arguments: dict[str, Any], out: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ntkscope.apps.loading import plain_text
+from ntkscope.errors import words_of_the_terminal
 
 __all__ = ["FAILED", "INTERRUPTED", "OneLineErrors"]
 
@@ -26,7 +26,8 @@ class OneLineErrors(TyperGroup):
         words = sys.argv[1:] if args is None else list(args)
         extra["standalone_mode"] = False
         try:
-            code = super().main(words, *rest, **extra)
+            with words_of_the_terminal():
+                code = super().main(words, *rest, **extra)
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
         except Exception as error:
@@ -43,7 +44,7 @@ def _message(error: Exception) -> str:
     """One line; the name of the error only where it is not one of ours."""
     if hasattr(error, "format_message"):  # of the command line itself
         return f"{error.format_message()} (see --help)"
-    text = plain_text(error)
+    text = " ".join(str(error).split())
     if isinstance(error, (ValueError, TypeError, ImportError)) and text:
         return text
     return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"

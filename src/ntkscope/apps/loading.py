@@ -141,7 +141,8 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     Args:
         model: Changed in place.
         path: A ``.safetensors`` file, or what ``torch.save(model.state_dict(), path)`` wrote; a
-            dict that holds the state dict under ``state_dict``, ``model_state_dict`` or ``model`` too.
+            dict that holds the state dict under ``state_dict``, ``model_state_dict`` or ``model`` too,
+            such as the ``.ckpt`` files of Lightning.
 
     Raises:
         LoadingError: If the file cannot be read, or its keys or shapes are not the model's.
@@ -150,6 +151,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         ".safetensors": _read_safetensors,
         ".pt": _read_torch,
         ".pth": _read_torch,
+        ".ckpt": _read_torch,
         ".bin": _read_torch,
     }
     _check_file(path, "checkpoint", list(readers))
@@ -185,13 +187,38 @@ def _check_keys(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
             for what, keys in (("it lacks", missing), ("the model does not have", unknown))
             if keys
         ]
-        raise LoadingError(f"checkpoint {path} does not fit the model: {'; '.join(parts)}")
+        hint = _prefix_hint(list(own), list(state))
+        raise LoadingError(f"checkpoint {path} does not fit the model: {'; '.join(parts)}{hint}")
     for key, value in state.items():
         found, expected = (tuple(getattr(tensor, "shape", ())) for tensor in (value, own[key]))
         if found != expected:
             raise LoadingError(
                 f"checkpoint {path} does not fit the model: {key} has shape {found}, the model's {expected}"
             )
+
+
+#: Who puts what before the names of a model's parameters.
+_WRAPPERS = {
+    "module.": "DataParallel and DistributedDataParallel",
+    "model.": "a LightningModule, and a trainer that holds the model as .model,",
+    "_orig_mod.": "torch.compile",
+}
+
+
+def _prefix_hint(own: list[str], found: list[str]) -> str:
+    """What to do about keys that differ from the model's by a prefix alone; empty if they do not."""
+    for prefix, wrapper in _WRAPPERS.items():
+        if {key.removeprefix(prefix) for key in found if key.startswith(prefix)} >= set(own):
+            return (
+                f"; its keys begin with {prefix!r}, as {wrapper} saves them: save the state_dict of the "
+                f"model inside, or take {prefix!r} off the keys (key.removeprefix({prefix!r}))"
+            )
+        if {f"{prefix}{key}" for key in found} >= set(own):
+            return (
+                f"; the model's keys begin with {prefix!r}, as {wrapper} names them: let the factory return "
+                "the model inside"
+            )
+    return ""
 
 
 def _listed(keys: list[str], most: int = 6) -> str:

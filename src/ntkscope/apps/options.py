@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import torch
 import typer
 
-from ntkscope.apps.loading import first_line
-from ntkscope.measure import METHODS
-from ntkscope.report import METRICS
+from ntkscope.words import METRICS, TITLES
 
-__all__ = ["METHODS", "parse_batch_dim", "parse_device", "parse_dtype", "parse_metrics"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_method", "parse_batch_dim", "parse_device", "parse_dtype", "parse_metrics"]
+
+#: What models can be brought to.
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def methods() -> dict[str, tuple[str, ...]]:
+    """The methods of every metric; loaded when they are needed, which ``--help`` does not."""
+    from ntkscope.measure import METHODS
+
+    return METHODS
+
+
+def _known_methods() -> list[str]:
+    return sorted({name for names in methods().values() for name in names})
+
+
+def _starting(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
+    """What completes a word: the names that begin with it, after the last comma of a list."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in names() if name.startswith(last)]
+
+    return complete
+
 
 Factory: TypeAlias = Annotated[
     str,
@@ -30,10 +56,38 @@ Inputs: TypeAlias = Annotated[
     ),
 ]
 Metrics: TypeAlias = Annotated[
-    str, typer.Option(help="What to measure, separated by commas: " + ", ".join(METRICS) + ".")
+    str,
+    typer.Option(
+        help="What to measure, separated by commas: " + ", ".join(METRICS) + ".",
+        autocompletion=_starting(lambda: METRICS),
+    ),
+]
+PairMetrics: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="What to measure, separated by commas: " + ", ".join(TITLES) + ".",
+        autocompletion=_starting(lambda: list(TITLES)),
+    ),
+]
+Metric: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="trace, frobenius_norm, effective_rank, or measure: all.",
+        autocompletion=_starting(lambda: [*METRICS, "measure"]),
+    ),
 ]
 Method: TypeAlias = Annotated[
-    str, typer.Option(help="auto, exact, sketch, hutch++ ...; rhutch and fhutch for the trace alone.")
+    str,
+    typer.Option(
+        help="auto, exact, sketch, hutch++ ...; rhutch and fhutch for the trace alone.",
+        autocompletion=_starting(_known_methods),
+    ),
+]
+Checkpoint: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", help="Parameters: .safetensors, or a state dict in .pt, .pth, .ckpt or .bin."
+    ),
 ]
 Products: TypeAlias = Annotated[
     int | None, typer.Option(help="Products to spend, in place of a tolerance.", min=1)
@@ -54,7 +108,11 @@ BatchDim: TypeAlias = Annotated[
     str, typer.Option(help="Axis of the inputs that holds the samples; none if samples are coupled.")
 ]
 Dtype: TypeAlias = Annotated[
-    str | None, typer.Option(help="Bring the model and the inputs to float64, float32, bfloat16 or float16.")
+    str | None,
+    typer.Option(
+        help="Bring the model and the inputs to float64, float32, bfloat16 or float16.",
+        autocompletion=_starting(lambda: DTYPES),
+    ),
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 TrainMode: TypeAlias = Annotated[
@@ -70,26 +128,33 @@ Plot: TypeAlias = Annotated[
 ]
 Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-_DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
-
-def parse_metrics(text: str) -> tuple[str, ...]:
+def parse_metrics(text: str, known: Sequence[str] = METRICS) -> tuple[str, ...]:
     """``"trace,effective_rank"`` to names, in the order of tables.
 
     >>> parse_metrics("effective_rank, trace")
     ('trace', 'effective_rank')
     """
     names = {name.strip() for name in text.split(",") if name.strip()}
-    unknown = sorted(names - set(METRICS))
+    unknown = sorted(names - set(known))
     if unknown or not names:
         found = ", ".join(map(repr, unknown)) or repr(text)
-        raise ValueError(f"unknown metric {found}; choose from {', '.join(METRICS)}")
-    return tuple(name for name in METRICS if name in names)
+        raise ValueError(f"unknown metric {found}; choose from {', '.join(known)}")
+    return tuple(name for name in known if name in names)
+
+
+def check_method(method: str, metrics: Sequence[str]) -> None:
+    """A method must know all that is asked for, before anything is loaded."""
+    known = methods()
+    if method not in _known_methods():
+        raise ValueError(f"unknown method {method!r}; choose from {', '.join(_known_methods())}")
+    joint = metrics[0] if len(metrics) == 1 and metrics[0] in METRICS else "measure"
+    if method not in known[joint]:
+        alone = [metric for metric in METRICS if method in known[metric]]
+        raise ValueError(
+            f"method {method!r} is for {', '.join(alone)} alone; add --metrics {alone[0]}"
+            f", or choose from {', '.join(known[joint])}"
+        )
 
 
 def parse_batch_dim(text: str) -> int | None:
@@ -104,13 +169,22 @@ def parse_batch_dim(text: str) -> int | None:
 
 def parse_dtype(text: str | None) -> torch.dtype | None:
     """``"float64"`` to ``torch.float64``."""
-    if text is None or text in _DTYPES:
-        return None if text is None else _DTYPES[text]
-    raise ValueError(f"unknown dtype {text!r}; choose from {', '.join(_DTYPES)}")
+    import torch
+
+    if text is None:
+        return None
+    if text not in DTYPES:
+        raise ValueError(f"unknown dtype {text!r}; choose from {', '.join(DTYPES)}")
+    found: torch.dtype = getattr(torch, text)
+    return found
 
 
 def parse_device(text: str) -> torch.device:
     """``"cpu"`` or ``"cuda"``, if it is there."""
+    import torch
+
+    from ntkscope.apps.loading import first_line
+
     try:
         device = torch.device(text)
         torch.empty(1, device=device)

@@ -14,7 +14,6 @@ from ntkscope import NTK
 from ntkscope.apps.factory import build_model
 from ntkscope.apps.loading import cast_inputs, load_checkpoint, load_inputs, map_tensors, one_line
 from ntkscope.apps.options import parse_batch_dim, parse_device, parse_dtype
-from ntkscope.errors import StateError
 
 __all__ = ["Subject", "describe"]
 
@@ -70,8 +69,6 @@ class Subject:
         pick = None if self.output is None else _Pick(self.output)
         try:
             return NTK(model, inputs, outputs=pick, layer=self.layer, batch_dim=batch_dim)
-        except StateError as error:
-            raise TypeError(f"{error.found}; choose the state, such as --output 0") from error
         except (ValueError, TypeError):
             raise
         except Exception as error:

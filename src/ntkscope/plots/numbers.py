@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkscope.report import SYMBOLS, TITLES, Report
+from ntkscope.report import Report
 from ntkscope.results import Estimate, Measurement, Measurements
+from ntkscope.words import SYMBOLS, TITLES
 
 __all__ = ["Numbers", "Shown", "numbers_of", "symbol_of", "title_of"]
 

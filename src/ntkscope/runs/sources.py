@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ntkscope.results import Estimate
 from ntkscope.runs.moments import Moment, MomentSource, Monomial
 from ntkscope.runs.statistics import Summary, combine_independent
 
-__all__ = ["IndependentMoments", "TraceFromElsewhere"]
+__all__ = ["IndependentMoments", "TraceFromElsewhere", "TracesApart"]
 
 
 class IndependentMoments:
@@ -75,6 +75,27 @@ class TraceFromElsewhere:
         if any(summary.value == 0 for summary in summaries):
             return Monomial(Summary(0.0, None), note=note, source=source)
         return Monomial(combine_independent(summaries, [power, 1]), note=note, source=source)
+
+
+class TracesApart:
+    """The traces of several kernels, each from a source of its own.
+
+    Args:
+        sources: Of kernel 0, 1 and so on; each knows its kernel as 0.
+    """
+
+    def __init__(self, sources: Sequence[MomentSource]) -> None:
+        self._sources = sources
+
+    def value(self, moment: Moment) -> float:
+        """The trace of one kernel."""
+        (kernel,) = moment
+        return self._sources[kernel].value((0,))
+
+    def monomial(self, powers: Mapping[Moment, float]) -> Monomial:
+        """A power of one trace."""
+        (((kernel,), power),) = powers.items()
+        return self._sources[kernel].monomial({(0,): power})
 
 
 def _summary(estimate: Estimate) -> Summary:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ntkscope.engines.base import Engine, Machine, Refusal, Samples, Sizes
+from ntkscope.errors import argument
 from ntkscope.operators.composed import as_factor, as_map
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Factor, Map
@@ -36,6 +37,10 @@ class Problem:
     def of_products(self) -> bool:
         """Whether inner products ⟨K_a, K_b⟩ are needed, not traces alone."""
         return any(len(moment) == 2 for moment in self.moments)
+
+    def apart(self) -> list[Problem]:
+        """The trace of every kernel as a problem of its own: traces share no work."""
+        return [Problem((operator,), ((0,),), self.rtol) for operator in self.operators]
 
     @functools.cached_property
     def engines(self) -> tuple[Engine, ...] | None:
@@ -233,7 +238,7 @@ def per_sample_of(problem: Problem, method: str) -> Sequence[Samples]:
     samples = problem.samples
     if isinstance(samples, Refusal):
         raise ValueError(
-            f"per-sample methods do not apply: {samples.reason}; use method='auto' or 'hutch++', "
-            "or name the samples' axis by batch_dim="
+            f"per-sample methods do not apply: {samples.reason}; use "
+            f"{argument('method', 'auto', 'hutch++')}, or name the samples' axis by {argument('batch_dim')}"
         )
     return samples

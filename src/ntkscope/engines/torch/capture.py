@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntkscope.data import as_inputs
 from ntkscope.engines.torch.compat import pytree
-from ntkscope.errors import StateError
+from ntkscope.errors import StateError, argument, said
 
 __all__ = ["as_arguments", "check_state", "checked_inputs"]
 
@@ -60,11 +60,11 @@ def check_state(state: Any, chosen: bool) -> None:
         TypeError: If it is not one real floating tensor.
         ValueError: If it is empty or not finite.
     """
-    source = "outputs= or layer= picked" if chosen else "the model returned"
+    source = f"{argument('outputs')} or {argument('layer')} picked" if chosen else "the model returned"
     if not isinstance(state, Tensor):
         raise StateError(
             f"{source} {_describe(state)}, expected one tensor",
-            "choose the state, such as outputs=lambda y: y[0]",
+            f"choose the state, such as {said('outputs=lambda y: y[0]', '--output 0')}",
         )
     if not state.is_floating_point():
         raise TypeError(

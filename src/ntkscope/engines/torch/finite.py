@@ -9,12 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ntkscope.errors import argument, said
+
 __all__ = ["check_not_vanished", "check_squares", "checked"]
 
-_REMEDY = (
-    "use what adds up in float64 (method='exact', 'per-sample' or 'gram'), or a model of another scale "
-    "or of higher precision (model.double())"
-)
+
+def _remedy() -> str:
+    exact, wider = (
+        argument("method", "exact", "per-sample", "gram"),
+        said("model.double()", "--dtype float64"),
+    )
+    return (
+        f"use what adds up in float64 ({exact}), or a model of another scale or of higher precision ({wider})"
+    )
 
 
 def checked(products: Tensor, given: Tensor) -> Tensor:
@@ -33,7 +40,7 @@ def checked(products: Tensor, given: Tensor) -> Tensor:
         raise ValueError("the vectors have entries that are not finite; look for nan and inf in them")
     raise ValueError(
         f"products with the kernel or its Jacobian are not finite: they leave the range of "
-        f"{_range(given.dtype)}, or a derivative of the model is NaN in some direction; {_REMEDY}"
+        f"{_range(given.dtype)}, or a derivative of the model is NaN in some direction; {_remedy()}"
     )
 
 
@@ -52,7 +59,7 @@ def check_not_vanished(products: Tensor, pulled: Iterable[Tensor]) -> None:
         return
     if any(bool(part.any()) for part in pulled):
         raise ValueError(
-            f"products with the kernel vanish: they leave the range of {_range(products.dtype)}; {_REMEDY}"
+            f"products with the kernel vanish: they leave the range of {_range(products.dtype)}; {_remedy()}"
         )
 
 
@@ -66,7 +73,7 @@ def check_squares(squares: NDArray[np.float64]) -> NDArray[np.float64]:
         return squares
     raise ValueError(
         f"the kernel's entries leave the range of {_range(torch.float64)}; scale the model's outputs "
-        "(outputs=lambda y: y * 1e-100), and the trace with the square of that"
+        f"({said('outputs=lambda y: y * 1e-100', 'in the factory')}), and the trace with the square of that"
     )
 
 

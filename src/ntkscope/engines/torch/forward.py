@@ -18,6 +18,7 @@ from ntkscope.engines.torch.errors import first_line
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.modes import load_forward_mode
 from ntkscope.engines.torch.state import Parameters, StateFunction
+from ntkscope.errors import argument
 
 __all__ = ["DoubleBackward", "ForwardMode", "choose_forward"]
 
@@ -148,5 +149,5 @@ def choose_forward(function: StateFunction) -> Forward:
     raise NotImplementedError(
         "products Ju are not possible, since an operation of the model has neither a forward mode nor a "
         f"second derivative that is right ({'; '.join(reasons)}); use what needs reverse mode alone: "
-        "method='exact', 'per-sample', 'gram' or 'rhutch'"
+        + argument("method", "exact", "per-sample", "gram", "rhutch")
     )

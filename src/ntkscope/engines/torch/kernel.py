@@ -30,6 +30,7 @@ from ntkscope.engines.torch.samples.strata import on_spheres, strata_of
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel, kernel_inner_products
 from ntkscope.engines.torch.state import StateFunction
+from ntkscope.errors import argument
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
@@ -142,7 +143,7 @@ class TorchEngine:
     def _find_samples(self) -> TorchSamples | Refusal:
         batch_dim = self._options["batch_dim"]
         if batch_dim is None:
-            return Refusal("batch_dim=None says that they are coupled")
+            return Refusal(f"{argument('batch_dim', None)} says that they are coupled")
         outputs = self._options["outputs"]
         signature = [batch_dim, self._options["layer"], getattr(outputs, "__code__", outputs), self.budget]
         known = memo.recall(self.function, signature)

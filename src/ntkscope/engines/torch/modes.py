@@ -20,6 +20,7 @@ from ntkscope.engines.torch.compat import (
     plain_recurrence,
     warn_of_loops_under_vmap,
 )
+from ntkscope.errors import said
 
 __all__ = [
     "CHECK_SEED",
@@ -102,7 +103,7 @@ def _decomposed(name: str) -> Callable[..., Any]:
         if training and dropout > 0 and layers > 1:
             raise ValueError(
                 f"a recurrent layer in training mode has dropout {dropout}, so the model is random; "
-                "call model.eval() first"
+                + said("call model.eval() first", "leave --train-mode out")
             )
         if not is_packed:
             return padded(*args)

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from ntkscope.engines.torch.compat import BATCH_NORMS
+from ntkscope.errors import argument
 
 __all__ = ["LayerTap", "OwnModule", "unwrapped"]
 
@@ -89,7 +90,7 @@ class LayerTap:
         if len(caught) != 1:
             raise ValueError(
                 f"the submodule {self._name!r} was called {len(caught)} times in one forward pass, "
-                "expected once; return the state from the model and pick it with outputs="
+                f"expected once; return the state from the model and pick it with {argument('outputs')}"
             )
         return caught[0]
 

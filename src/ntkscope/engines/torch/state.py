@@ -20,6 +20,7 @@ from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.meter import ForwardMeter, ForwardSize
 from ntkscope.engines.torch.modes import CHECK_SEED, differentiable_operations, has_recurrence, undisturbed
 from ntkscope.engines.torch.own import OwnModule
+from ntkscope.errors import said
 
 __all__ = ["Constants", "Parameters", "StateFunction", "Witness"]
 
@@ -301,7 +302,8 @@ class StateFunction:
         if found.shape != self.state.shape or not float((found - self.state).abs().max()) <= tolerance:
             raise ValueError(
                 "two evaluations of the model on the same inputs differ, so it is random "
-                "(dropout?); call model.eval() first, or make its randomness an input"
+                f"(dropout?); {said('call model.eval() first', 'leave --train-mode out')}, or make its "
+                "randomness an input"
             )
         missed = _differing(self._witness.gradients, gradients, self.dtype)
         if missed:

@@ -14,6 +14,7 @@ from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import StructureError, no_structure
 from ntkscope.engines.torch.samples.squeezes import Squeezes
 from ntkscope.engines.torch.state import StateFunction
+from ntkscope.errors import argument
 
 __all__ = ["BatchDim", "SampleAxes"]
 
@@ -124,8 +125,8 @@ def _input_axes(inputs: Any, leaves: list[Any], batch_dim: BatchDim) -> tuple[tu
         sizes = {_size(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True) if axis is not None}
         if len(sizes) != 1:
             raise ValueError(
-                f"batch_dim={batch_dim!r} gives the inputs {sorted(sizes)} samples, expected one number; "
-                "name for every input the axis that holds its samples"
+                f"{argument('batch_dim', batch_dim)} gives the inputs {sorted(sizes)} samples, expected one "
+                "number; name for every input the axis that holds its samples"
             )
         batch = sizes.pop()
     positive = tuple(
@@ -147,8 +148,8 @@ def _broadcast_axes(inputs: Any, batch_dim: Any) -> list[int | None]:
         pairs = list(zip(inputs, batch_dim, strict=True))
     else:
         raise ValueError(
-            f"batch_dim={batch_dim!r} does not have the form of the inputs, a {type(inputs).__name__}; "
-            "give one axis, or a tuple or dict of axes like the inputs"
+            f"{argument('batch_dim', batch_dim)} does not have the form of the inputs, a "
+            f"{type(inputs).__name__}; give one axis, or a tuple or dict of axes like the inputs"
         )
     return [axis for value, axis in pairs for _ in pytree.tree_leaves(value)]
 
@@ -157,8 +158,8 @@ def _size(leaf: Any, axis: int) -> int:
     if not isinstance(leaf, Tensor) or not -leaf.dim() <= axis < leaf.dim():
         shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
         raise ValueError(
-            f"batch_dim={axis} is not an axis of an input of shape {shape}; "
-            "name the axis that holds the samples, or batch_dim=None if there is none"
+            f"{argument('batch_dim', axis)} is not an axis of an input of shape {shape}; "
+            f"name the axis that holds the samples, or {argument('batch_dim', None)} if there is none"
         )
     return int(leaf.shape[axis])
 

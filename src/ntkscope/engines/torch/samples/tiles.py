@@ -24,6 +24,7 @@ from ntkscope.engines.torch.memory import DEFAULT_BUDGET, take_half
 from ntkscope.engines.torch.probes import one_hot
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Linearization
+from ntkscope.errors import said
 
 __all__ = ["BlockSource", "RowBlock", "SampleRows", "WholeRows", "dense_kernel", "kernel_inner_products"]
 
@@ -246,7 +247,8 @@ def _check_range(largest: float, dtype: torch.dtype) -> None:
         return
     raise ValueError(
         f"the largest entry of the kernel is {largest:.3g}, beyond the range of {dtype}; bring model and "
-        "inputs to a wider dtype (model.double()), or scale the state (outputs=)"
+        f"inputs to a wider dtype ({said('model.double()', '--dtype float64')}), or scale the state "
+        f"({said('outputs=', 'in the factory')})"
     )
 
 
