@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ntkscope.engines.torch.gradients.factors import Direct, Factor, Outer
+from ntkscope.engines.torch.gradients.factors import Direct, Factor, Order, Outer
 from ntkscope.engines.torch.gradients.sides import Features, Lookup, in_range, square_sum
 
 PROBES, BATCH = 3, 4
@@ -150,3 +150,25 @@ def test_range_of_sums() -> None:
     assert square_sum(torch.tensor([1e-30, 2e-30])).dtype == torch.float64
     assert float(square_sum(torch.tensor([3e25, 4e25]))) == pytest.approx(25e50, rel=1e-6)
     assert float(square_sum(torch.zeros(3))) == 0
+
+
+def test_an_order_puts_the_axes_where_the_parameter_has_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(2, 3, 4, 5, 6, generator=generator, dtype=torch.float64)
+    features = torch.randn(3, 4, 5, 7, generator=generator, dtype=torch.float64)
+    formed = torch.einsum("kbgto,bgti->kbiog", delta, features)
+    factor = Outer(delta, Features(features), order=Order((4, 6, 7), (2, 1, 0)))
+    torch.testing.assert_close(factor.rows(), formed.flatten(2))
+    torch.testing.assert_close(factor.summed(), formed.sum(1).flatten(1))
+    torch.testing.assert_close(factor.squared_norms(), formed.square().sum((2, 3, 4)))
+    assert factor.layout != Outer(delta, Features(features)).layout
+
+
+def test_long_sequences_of_words_are_summed_by_word() -> None:
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 40, (3, 100), generator=generator)
+    delta = torch.randn(2, 3, 1, 100, 4, generator=generator, dtype=torch.float64)
+    factor = Outer(delta, Lookup(index, 5000), transposed=True)
+    expected = factor.rows().square().sum(2)
+    torch.testing.assert_close(factor.squared_norms(), expected)
+    torch.testing.assert_close(factor._squares_by_gram()[0], expected)

@@ -112,3 +112,13 @@ def test_half_precision_alone_is_widened() -> None:
         assert widened(x) is x
     for dtype in (torch.float16, torch.bfloat16):
         assert widened(torch.ones(2, dtype=dtype)).dtype == torch.float32
+
+
+def test_compact_words_keep_the_inner_products_of_each_sample() -> None:
+    index = torch.randint(0, 90, (5, 12), generator=torch.Generator().manual_seed(0))
+    index[:, 3], index[:, 7] = index[:, 1], index[:, 1]
+    side = Lookup(index, 1000)
+    compact = side.compact()
+    assert compact.width == 12
+    assert torch.equal(compact.own_gram(), side.own_gram())
+    assert Lookup(index, 8).compact().width == 8
