@@ -29,7 +29,7 @@ def test_auto_takes_the_planners_choice(take: Callable[[str], None]) -> None:
     assert "per" not in ntk.trace(rtol=0.5).method
 
 
-@each(["batch-norm-training", "contrastive-head", "in-place-into-a-view", "control-flow-on-values"])
+@each(["batch-norm-training", "contrastive-head", "control-flow-on-values"])
 def test_coupled_samples_take_whole_batch_methods_and_say_so(case: Case) -> None:
     ntk, dense = case.shared(), case.dense()
     for method in ("exact", "auto"):

@@ -734,7 +734,7 @@ _NO_STRUCTURE = [
         _rand(4, 4),
         independent=False,
     ),
-    _case("in-place-into-a-view", _inplace_view, _rand(4, 4), independent=False),
+    _case("in-place-into-a-view", _inplace_view, _rand(4, 4)),
     _case(
         "custom-backward",
         lambda: Function(
