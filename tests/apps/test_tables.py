@@ -70,7 +70,7 @@ def test_in_a_pipe_every_row_is_one_line(monkeypatch: pytest.MonkeyPatch, count:
 def test_a_table_that_does_not_fit_is_turned_and_then_a_list() -> None:
     grid = Grid(("metric", "a", "b", "c"), (("trace", "123456", "123456", "123456"), ("rank", "1", "2", "3")))
     assert "trace" in _printed(grid, 40).splitlines()[3]
-    turned = [line.split() for line in _printed(grid, 24).splitlines()]
+    turned = [line.split() for line in _printed(grid, 28).splitlines()]
     assert ["metric", "trace", "rank"] in turned
     assert ["a", "123456", "1"] in turned
     assert _printed(grid, 12).splitlines()[:2] == ["trace", "  a: 123456"]
