@@ -77,14 +77,10 @@ def _judge(spec: Spec, first: Dense, second: Dense) -> Verdict:
     try:
         subject, other = build(spec), build(spec, trained=True)
         before = _outline(subject)
-        ntk = NTK(subject.model, subject.inputs, **subject.options)
-        twin = NTK(other.model, other.inputs, **other.options)
-        for name, measure, right in _measures(spec, ntk, twin, first, second):
-            estimate = _unless_refused(measure, refusals)
-            if estimate is not None and not _agrees(estimate, right, subject.rtol):
-                return Verdict("wrong", f"{name}: {estimate!r}, by autograd {right:.10g}", tuple(refusals))
-        if not _kernel_products(spec, ntk, first, subject.rtol, refusals):
-            return Verdict("wrong", "Kz or K is not that of JJᵀ", tuple(refusals))
+        with spec.around():
+            wrong = _first_wrong(spec, subject, other, first, second, refusals)
+        if wrong:
+            return Verdict("wrong", wrong, tuple(refusals))
         if _outline(subject) != before:
             return Verdict("changed", "parameters, modes or attributes are others", tuple(refusals))
     except Exception as error:
@@ -95,6 +91,19 @@ def _judge(spec: Spec, first: Dense, second: Dense) -> Verdict:
         refusals.append(_line(error))
         return Verdict("refused", _line(error), tuple(refusals))
     return Verdict("right", refusals=tuple(refusals))
+
+
+def _first_wrong(
+    spec: Spec, subject: Subject, other: Subject, first: Dense, second: Dense, refusals: list[str]
+) -> str:
+    """The first number that is not right; empty if all are."""
+    ntk = NTK(subject.model, subject.inputs, **subject.options)
+    twin = NTK(other.model, other.inputs, **other.options)
+    for name, measure, right in _measures(spec, ntk, twin, first, second):
+        estimate = _unless_refused(measure, refusals)
+        if estimate is not None and not _agrees(estimate, right, subject.rtol):
+            return f"{name}: {estimate!r}, by autograd {right:.10g}"
+    return "" if _kernel_products(spec, ntk, first, subject.rtol, refusals) else "Kz or K is not that of JJᵀ"
 
 
 def _measures(
@@ -171,7 +180,7 @@ def _line(error: Exception) -> str:
 
 def shrink(spec: Spec, verdict: Verdict) -> tuple[Spec, Verdict]:
     """The same kind of failure in its simplest form: plain inputs and outputs, few blocks."""
-    for plain in ({"sink": "mean"}, {"source": "values"}, {"batch": 3}, {"budget": None}):
+    for plain in ({"sink": "mean"}, {"source": "values"}, {"batch": 3}, {"budget": None}, {"mode": ""}):
         spec, verdict = _if_alike(replace(spec, **plain), spec, verdict)
     for number in reversed(range(len(spec.blocks))):
         spec, verdict = _if_alike(spec.without(number), spec, verdict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ class Spec:
         batch: Samples.
         steps: Positions in a sample.
         budget: Bytes that NTK may work in; ``None`` for its own choice.
+        mode: What is around the measurement: ``""``, ``"no_grad"`` or ``"inference"``.
     """
 
     seed: int
@@ -45,9 +47,16 @@ class Spec:
     batch: int
     steps: int
     budget: int | None = None
+    mode: str = ""
 
     def __str__(self) -> str:
-        return f"{self.source} → {' → '.join(name for name, _ in self.blocks) or 'nothing'} → {self.sink}"
+        parts = (self.mode, self.source, *(name for name, _ in self.blocks), self.sink)
+        return " → ".join(part for part in parts if part)
+
+    def around(self) -> AbstractContextManager[None]:
+        """What the user has around the measurement."""
+        made = {"no_grad": torch.no_grad, "inference": torch.inference_mode}.get(self.mode, nullcontext)
+        return made()
 
     def without(self, number: int) -> Spec:
         """The same without one block; the others keep their weights."""
@@ -82,7 +91,9 @@ def specify(seed: int) -> Spec:
     batch, steps = rng.choice((1, 3, 4, 5, 12, 25)), rng.choice((2, 3))
     source, sink = rng.choice(SOURCES), rng.choice(SINKS)
     # A small budget cuts the batch and the probes into parts.
-    return Spec(seed, source, names, sink, batch, steps, budget=rng.choice((None, None, 20_000)))
+    budget = rng.choice((None, None, 20_000))
+    mode = rng.choice(("", "", "", "", "no_grad", "inference"))
+    return Spec(seed, source, names, sink, batch, steps, budget, mode)
 
 
 def _block(name: str) -> Block:

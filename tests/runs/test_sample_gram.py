@@ -195,6 +195,26 @@ def test_a_zero_kernel_and_a_single_sample() -> None:
     assert one["frobenius_norm"].stderr is None or one["frobenius_norm"].stderr > 0
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("probes", [2, 3, 5, 17])
+def test_few_patterns_of_signs(batch: int, probes: int) -> None:
+    """Two outputs know two patterns: probes may fall on them evenly, or all on one."""
+    pair = jacobians(batch, outputs=2)
+    right = truths(pair)
+    for seed in range(60):
+        for metric, found in estimates(pair, probes, seed).items():
+            if metric != "trace" and found.stderr is not None:
+                low, high = found.interval(1 - 2e-9)
+                assert low <= right[metric] <= high, (metric, found, seed)
+
+
+def test_one_output_is_known_by_its_signs() -> None:
+    pair = jacobians(6, outputs=1)
+    found, right = estimates(pair, 3, 0), truths(pair)
+    assert found["frobenius_norm"].value == pytest.approx(right["frobenius_norm"], rel=1e-12)
+    assert 0 < (found["frobenius_norm"].stderr or 0) < 1e-12
+
+
 # By torch's engine.
 
 

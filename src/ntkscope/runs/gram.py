@@ -145,16 +145,19 @@ def _degenerate_share(pairs: Small, rows: Small, inner: Small, pseudo: Small) ->
     """Factor on the jackknife's error that takes off what it counts twice, shape (c, c).
 
     The jackknife counts the part of the variance that two probes make together
-    twice. That part shows in what is left of the pairs after their row means.
+    twice. That part shows in what is left of the pairs after their row means. It is also what the
+    variance is at least: where K is a multiple of the identity on few coordinates, probes that lie
+    evenly have row means that are all alike, and the jackknife sees nothing.
     """
     probes = pairs.shape[2]
-    if probes < 6:
+    if probes < _TELLING:
         return np.ones(pairs.shape[:2])
     means = rows / (probes - 2)
     left = pairs - means[:, :, :, None] - means[:, :, None, :] + inner[:, :, None] * probes / (probes - 2)
     squares = np.sum(left**2, axis=(2, 3)) - np.sum(np.diagonal(left, axis1=2, axis2=3) ** 2, axis=2)
     together = 2 * squares / (probes * (probes - 3)) / (probes * (probes - 1))
     jackknife = np.var(pseudo, axis=2, ddof=1) / probes
-    safe = np.where(jackknife > 0, jackknife, 1)
-    share: Small = np.sqrt(np.clip(1 - together / safe, 0.5, 1))
+    ratio = together / np.where(jackknife > 0, jackknife, 1)
+    own = np.clip(1 - ratio, 0.5, 1) if probes >= 6 else 1.0
+    share: Small = np.sqrt(np.maximum(own, ratio))
     return share

@@ -135,12 +135,14 @@ class Counted:
     """Quadratic forms over the pairs of kernels, shape (P, P): parts of the variance that are seen twice.
 
     Attributes:
-        twice: What two probes make together, which both of them show as their influence.
+        twice: What two probes of two samples make together, which both of them show as their influence.
         in_ring: What the probes add to the pairs at the offsets, which is not the choice of offsets.
+        within: What two probes of one sample make together; the variance is no smaller than both.
     """
 
     twice: Small
     in_ring: Small
+    within: Small
 
 
 def _gram(x: Small) -> Small:
@@ -176,6 +178,7 @@ class RingSums:
         self._pairs = np.zeros(shape)
         self._twice = np.zeros((count, count))
         self._in_ring = np.zeros((count, count))
+        self._within = np.zeros((count, count))
 
     def add(self, offset: int, start: int, products: Small) -> None:
         """Blocks from ``start`` on with those at an offset."""
@@ -203,6 +206,8 @@ class RingSums:
             rows = same.sum(axis=4) - np.einsum("pusii->pusi", same)
             without = (off[..., None] - 2 * rows) / ((probes - 1) * (probes - 2))
             self._influence[:, here] += probes * mean[..., None] - (probes - 1) * without
+        if probes > 3:
+            self._within += _within(same, rows / (probes - 2), mean)
         # Each pair of samples stands there twice, and counts twice: 4 of every two entries.
         self._twice += 2 * means.interaction() / ((probes - 1) * probes) ** 2
 
@@ -242,7 +247,23 @@ class RingSums:
 
     def counted(self) -> Counted:
         """What is seen twice."""
-        return Counted(self._twice, self._in_ring)
+        return Counted(self._twice, self._in_ring, self._within)
+
+
+def _within(same: Small, means: Small, mean: Small) -> Small:
+    """The variance of what a sample's own probes make together, summed over samples, shape (P, P).
+
+    Args:
+        same: Products of a sample's probes, shape (P, nb, q, m, m).
+        means: Their rows' sums over m-2, shape (P, nb, q, m).
+        mean: That of the pairs, shape (P, nb, q).
+    """
+    probes = same.shape[-1]
+    left = same - means[..., :, None] - means[..., None, :] + (mean * probes / (probes - 2))[..., None, None]
+    index = np.arange(probes)
+    left[..., index, index] = 0
+    variance: Small = 2 * _gram(left) / (probes * (probes - 3)) / (probes * (probes - 1))
+    return variance
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,8 @@ __all__ = ["RingMoments", "SampleGramRun", "ring_moments", "sample_signs"]
 _STREAM = 22
 # Numbers in a tile.
 _ROOM = 1 << 21
+#: Signs that agree by chance, in bits: as rare as six standard errors.
+_CHANCE_BITS = 29
 #: A value of one pair of probes squared is at most so much of its variance: (zᵀKz')² of rank one is
 #: the square of a square, whose second moment is 9/8 of its variance.
 _OWN_PAIR = 8 / 9
@@ -96,6 +98,7 @@ class RingMoments:
         counted: What is seen twice, by the order of the pairs among ``parts``.
         weight: What a pair at an offset stands for.
         missing: The share of offsets that were not taken.
+        telling: Whether samples' products that are all alike prove that they have no variance.
         epsilon: Relative rounding error of the products.
     """
 
@@ -103,6 +106,7 @@ class RingMoments:
     counted: Counted
     weight: float
     missing: float
+    telling: bool
     epsilon: float
 
     def value(self, moment: Moment) -> float:
@@ -127,7 +131,10 @@ class RingMoments:
             # Products of two forms have heavier tails than the forms themselves; chosen by coverage.
             count = len(influence)
             shown = Summary(shown.value, shown.stderr, shown.degrees_of_freedom * count / (count + 2))
-        variances = [_of_probes(shown, twice, own)]
+        least = float(scales @ self.counted.within @ scales)
+        # What is left of large numbers that cancel is their rounding.
+        least += twice if twice > 1e3 * self.epsilon else 0.0
+        variances = [_of_probes(shown, twice, least, own)]
         if ring and self.missing > 0:
             probes = float(scales @ self.counted.in_ring @ scales)
             of_pairs, freedom = _of_ring(np.sum(ring, axis=0))
@@ -136,7 +143,7 @@ class RingMoments:
         relative, freedom = _together(variances)
         stderr = max(relative, 4 * self.epsilon) * abs(value)
         sums = influence.sum(axis=1)
-        known = stderr if freedom > 0 else None
+        known = stderr if freedom > 0 and (self.telling or relative > math.sqrt(self.epsilon)) else None
         return Monomial(Summary(value, known, max(freedom, 0.0)), value * (1 + sums - sums.mean()))
 
     def _scales(self, powers: Mapping[Moment, float]) -> Small:
@@ -180,11 +187,11 @@ def _with_usual_spread(shown: Summary, influence: Small, sizes: Small) -> Summar
     return Summary(shown.value, stderr, shown.degrees_of_freedom)
 
 
-def _of_probes(probes: Summary, twice: float, own: Small | None) -> tuple[float, float]:
+def _of_probes(probes: Summary, twice: float, least: float, own: Small | None) -> tuple[float, float]:
     """Variance and degrees of freedom of what the probes add."""
     shown = (probes.stderr or 0.0) ** 2
     # What is seen twice is itself an estimate: of a few samples alone it is not taken off.
-    variance = max(shown - twice * min(1.0, max(0.0, probes.degrees_of_freedom) / 30), shown / 2)
+    variance = max(shown - twice * min(1.0, max(0.0, probes.degrees_of_freedom) / 30), shown / 2, least)
     if own is None:
         return variance, probes.degrees_of_freedom
     # A sample's own two probes make one pair, that goes with what they do in other pairs as it may.
@@ -257,4 +264,7 @@ def ring_moments(
         parts[(a,)] = Part(float(square.mean(axis=1).sum()), square.T)
     parts |= dict(zip(places, sums.parts(), strict=True))
     epsilon = max(kernel.epsilon for kernel in kernels)
-    return RingMoments(parts, sums.counted(), ring.weight, ring.missing, epsilon)
+    outputs = kernels[0].size // batch
+    # Signs of one output are alike whatever they are; those of a few outputs repeat their patterns.
+    telling = outputs == 1 or batch * (outputs - 1) * (probes - 1) >= _CHANCE_BITS
+    return RingMoments(parts, sums.counted(), ring.weight, ring.missing, telling, epsilon)
