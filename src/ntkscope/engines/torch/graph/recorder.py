@@ -17,11 +17,13 @@ from torch import Tensor, fx, nn
 
 from ntkscope.engines.torch.compat import (
     NO_RECORDING,
+    DispatchMode,
     OpOverload,
     PreDispatchMode,
     before_dispatch,
     pytree,
     schema_of,
+    transforms_are_active,
 )
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.autocast import active_autocast, cast_by, casts_of, without_autocast
@@ -110,6 +112,22 @@ class _Recorder(PreDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if transforms_are_active():
+            # What they wrap has no memory to look at: they are recorded as what they compute.
+            with _Below(self):
+                return func(*args, **kwargs)
+        return self.write_down(func, args, kwargs)
+
+    def write_down_below(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """As :meth:`write_down`, where a tensor is not yet known as a view of another."""
+        self._known.has_versions = False
+        try:
+            return self.write_down(func, args, kwargs)
+        finally:
+            self._known.has_versions = True
+
+    def write_down(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs an operation on tensors that no transformation wraps, and records it."""
         if not self._whole and not schema_of(func).is_mutable:
             with self:
                 parts = func.decompose(*args, **kwargs)
@@ -286,6 +304,21 @@ class _Recorder(PreDispatchMode):
             self._known.remember(value, node)
             return node
         return self._constant(value)
+
+
+class _Below(DispatchMode):
+    """Records below transformations (vmap, grad), where tensors are plain again.
+
+    Args:
+        recorder: What writes down.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._recorder.write_down_below(func, args, kwargs or {})
 
 
 def _run_to_fill_in_values(nodes: Sequence[fx.Node]) -> None:
