@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 
 from ntkscope.engines.torch.compat import (
     NO_RECORDING,
-    DispatchMode,
     OpOverload,
     PreDispatchMode,
     before_dispatch,
@@ -27,7 +26,9 @@ from ntkscope.engines.torch.compat import (
 )
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.autocast import active_autocast, cast_by, casts_of, without_autocast
-from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, record_bags
+from ntkscope.engines.torch.graph.below import Below
+from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, fill_in_values, record_bags
+from ntkscope.engines.torch.graph.history import own_backward
 from ntkscope.engines.torch.graph.inplace import functional_overload, writes_all_of_it
 from ntkscope.engines.torch.graph.known import KnownTensors, UnseenError
 from ntkscope.engines.torch.graph.operators import bound_arguments, drop_dead, is_random
@@ -114,19 +115,19 @@ class _Recorder(PreDispatchMode):
         kwargs = kwargs or {}
         if transforms_are_active():
             # What they wrap has no memory to look at: they are recorded as what they compute.
-            with _Below(self):
+            with Below(self._write_down_below):
                 return func(*args, **kwargs)
-        return self.write_down(func, args, kwargs)
+        return self._write_down(func, args, kwargs)
 
-    def write_down_below(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """As :meth:`write_down`, where a tensor is not yet known as a view of another."""
+    def _write_down_below(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """As :meth:`_write_down`, where a tensor is not yet known as a view of another."""
         self._known.has_versions = False
         try:
-            return self.write_down(func, args, kwargs)
+            return self._write_down(func, args, kwargs)
         finally:
             self._known.has_versions = True
 
-    def write_down(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _write_down(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an operation on tensors that no transformation wraps, and records it."""
         if not self._whole and not schema_of(func).is_mutable:
             with self:
@@ -157,7 +158,7 @@ class _Recorder(PreDispatchMode):
             raise StructureError(
                 f"the model draws random numbers ({names}), which a recording would draw anew"
             )
-        return Recording(self._graph, self._constants, _own_backward(result))
+        return Recording(self._graph, self._constants, own_backward(result))
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> fx.Node:
         """A node of the graph, if its arguments can be written down."""
@@ -206,7 +207,7 @@ class _Recorder(PreDispatchMode):
             return None
         first = len(self._graph.nodes)
         picked = record_bags(self._graph, nodes, values["weight"], length)
-        _run_to_fill_in_values(list(self._graph.nodes)[first:])
+        fill_in_values(list(self._graph.nodes)[first:])
         self._varied.add(picked)
         return picked
 
@@ -228,7 +229,7 @@ class _Recorder(PreDispatchMode):
         if node in self._varied:
             self._varied.add(made)
         if "val" in node.meta and not isinstance(node.meta["val"], (tuple, list)):
-            _run_to_fill_in_values([made])
+            fill_in_values([made])
         return made
 
     def _detached(self, node: fx.Node) -> fx.Node:
@@ -278,7 +279,7 @@ class _Recorder(PreDispatchMode):
     def _make(self, target: Any, *args: Any) -> fx.Node:
         """A node, with the value that it has."""
         node = self._call(target, args, {})
-        _run_to_fill_in_values([node])
+        fill_in_values([node])
         return node
 
     def _constant(self, value: Tensor) -> fx.Node:
@@ -304,42 +305,3 @@ class _Recorder(PreDispatchMode):
             self._known.remember(value, node)
             return node
         return self._constant(value)
-
-
-class _Below(DispatchMode):
-    """Records below transformations (vmap, grad), where tensors are plain again.
-
-    Args:
-        recorder: What writes down.
-    """
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._recorder.write_down_below(func, args, kwargs or {})
-
-
-def _run_to_fill_in_values(nodes: Sequence[fx.Node]) -> None:
-    """The values of nodes that were made without being run."""
-    for node in nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-        with torch.no_grad():
-            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _own_backward(result: Tensor) -> tuple[str, ...]:
-    """Names of the functions with a backward of their own in a tensor's history."""
-    names: dict[str, None] = {}
-    seen: set[Any] = set()
-    stack = [result.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            names[type(node).__name__.removesuffix("Backward")] = None
-        stack.extend(function for function, _ in node.next_functions)
-    return tuple(sorted(names))
