@@ -49,6 +49,8 @@ PRIVATE = {
     "torch._decomp.decomposition_table": "to run fused recurrent layers by plain operations",
     "torch._decomp.decompositions_for_jvp": "to load forward mode's rules without their warning",
     "torch._C._functorch.is_functorch_wrapped_tensor": "to tell tensors without memory in a recording",
+    "torch._C._functorch.peek_interpreter_stack": "to tell whether a transformation is at work",
+    "torch.Tensor._is_zerotensor": "to tell the zeros of forward mode, which have no memory",
     "torch._C._functorch._set_vmap_fallback_warning_enabled": "to silence the loops under vmap",
 }
 

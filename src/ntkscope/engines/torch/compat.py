@@ -35,6 +35,7 @@ __all__ = [
     "PreDispatchMode",
     "TorchFunctionMode",
     "before_dispatch",
+    "has_memory",
     "is_wrapped",
     "load_forward_mode_rules",
     "name_of_operator",
@@ -44,6 +45,7 @@ __all__ = [
     "schema_arguments",
     "schema_of",
     "storage_id",
+    "transforms_are_active",
     "warn_of_loops_under_vmap",
     "writes_in_place",
 ]
@@ -66,6 +68,18 @@ def is_wrapped(value: Tensor) -> bool:
     """Whether a tensor is one of a transformation's own (vmap, grad), which has no memory to look at."""
     check = getattr(getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", None)
     return bool(check(value)) if check is not None else False
+
+
+def has_memory(value: Tensor) -> bool:
+    """Whether a tensor has numbers in memory: the zeros of forward mode have none."""
+    return not bool(getattr(value, "_is_zerotensor", bool)())
+
+
+def transforms_are_active() -> bool:
+    """Whether a transformation of torch.func (vmap, grad) is at work; what it wraps else has no memory."""
+    functorch = getattr(torch._C, "_functorch", None)
+    peek = getattr(functorch, "peek_interpreter_stack", None)
+    return peek is not None and peek() is not None
 
 
 def name_of_operator(operation: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from ntkscope.engines.torch.compat import OpOverload, schema_of
 
-__all__ = ["bags_of_equal_length", "record_bags"]
+__all__ = ["bags_of_equal_length", "fill_in_values", "record_bags"]
 
 aten = torch.ops.aten
 
@@ -80,3 +80,11 @@ def record_bags(graph: fx.Graph, nodes: Mapping[str, Any], weight: Tensor, lengt
     count = graph.call_function(aten.sum.dim_IntList, (column, [1]))
     at_least = graph.call_function(aten.clamp_min.default, (count, 1))
     return graph.call_function(aten.div.Tensor, (total, at_least))
+
+
+def fill_in_values(nodes: Sequence[fx.Node]) -> None:
+    """The values of nodes that were made without being run."""
+    for node in nodes:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        with torch.no_grad():
+            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]

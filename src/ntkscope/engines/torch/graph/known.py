@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ntkscope.engines.torch.compat import is_wrapped
+from ntkscope.engines.torch.compat import has_memory, is_wrapped
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.parts import is_root
 
@@ -23,14 +23,18 @@ class KnownTensors:
 
     A tensor that comes back as another object (one that autograd saved, ``.data``, a NumPy view) is
     found by its memory: storage, offset, shape and strides.
+
+    Attributes:
+        has_versions: Whether tensors that come have the versions of what they are views of.
     """
 
     def __init__(self) -> None:
+        self.has_versions = True
         self._nodes: dict[int, fx.Node] = {}
         # Values are kept alive, so that no two of them ever have the same id.
         self._values: list[Tensor] = []
         self._by_memory: dict[Any, list[Tensor]] = {}
-        self._versions: dict[int, int] = {}
+        self._versions: dict[int, int | None] = {}
         self._stale: set[int] = set()
         self._constants: set[int] = set()
 
@@ -48,7 +52,8 @@ class KnownTensors:
         node.meta["val"] = value
         self._nodes[id(value)] = node
         self._values.append(value)
-        self._versions[id(value)] = _version(value)
+        # Below a transformation a view has no version in common with what it is a view of, yet.
+        self._versions[id(value)] = _version(value) if self.has_versions else None
         self._stale.discard(id(value))
         if constant:
             self._constants.add(id(value))
@@ -90,7 +95,7 @@ class KnownTensors:
             raise StructureError("the model writes in place into a part of a tensor")
         node = self._nodes.get(id(value))
         if node is not None:
-            if self._versions[id(value)] != _version(value):
+            if self._versions[id(value)] not in (None, _version(value)):
                 raise StructureError("the model writes in place by a path that is not recorded")
             return node, False
         if is_wrapped(value):
@@ -112,14 +117,14 @@ class KnownTensors:
 
     def _around(self, value: Tensor) -> list[Tensor]:
         """The values whose memory holds that of a value in a storage of its own, as NumPy makes them."""
-        if value.layout is not torch.strided or is_wrapped(value):
+        if not _is_plain(value):
             return []
         place = value.data_ptr()
         return [
             one
             for relatives in self._by_memory.values()
             for one in relatives[:1]
-            if one.layout is torch.strided and not is_wrapped(one) and _holds(one, place)
+            if _is_plain(one) and _holds(one, place)
         ]
 
 
@@ -129,9 +134,13 @@ def _holds(value: Tensor, place: int) -> bool:
     return start <= place < start + storage.nbytes()
 
 
+def _is_plain(value: Tensor) -> bool:
+    return value.layout is torch.strided and not is_wrapped(value) and has_memory(value)
+
+
 def _memory(value: Tensor) -> Any:
     """The same for tensors in one storage."""
-    if value.layout is not torch.strided or is_wrapped(value):
+    if not _is_plain(value):
         return ("object", id(value))
     pointer = value.untyped_storage().data_ptr()
     return (value.device, pointer) if pointer else ("empty", id(value))

@@ -23,6 +23,7 @@ __all__ = [
     "arguments_of",
     "bound_arguments",
     "casts",
+    "casts_by_name",
     "drop_dead",
     "expands",
     "flat_arguments_of",
@@ -178,7 +179,7 @@ def casts(node: fx.Node) -> bool:
 
     Asked of a recorded graph whose nodes still have their values.
     """
-    if name_of(node) not in ("to", "_to_copy", "type_as") or not isinstance(node.args[0], fx.Node):
+    if not casts_by_name(node) or not isinstance(node.args[0], fx.Node):
         return False
     source, result = node.args[0].meta.get("val"), node.meta.get("val")
     return (
@@ -188,6 +189,11 @@ def casts(node: fx.Node) -> bool:
         and result.is_floating_point()
         and (source.device, source.layout) == (result.device, result.layout)
     )
+
+
+def casts_by_name(node: fx.Node) -> bool:
+    """Whether it may do nothing but give a tensor in another dtype."""
+    return name_of(node) in ("to", "_to_copy", "type_as")
 
 
 def splits(node: fx.Node) -> bool:

@@ -22,10 +22,13 @@ from ntkscope.engines.torch.compat import (
     before_dispatch,
     pytree,
     schema_of,
+    transforms_are_active,
 )
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.autocast import active_autocast, cast_by, casts_of, without_autocast
-from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, record_bags
+from ntkscope.engines.torch.graph.below import Below
+from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, fill_in_values, record_bags
+from ntkscope.engines.torch.graph.history import own_backward
 from ntkscope.engines.torch.graph.inplace import functional_overload, writes_all_of_it
 from ntkscope.engines.torch.graph.known import KnownTensors, UnseenError
 from ntkscope.engines.torch.graph.operators import bound_arguments, drop_dead, is_random
@@ -110,6 +113,22 @@ class _Recorder(PreDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if transforms_are_active():
+            # What they wrap has no memory to look at: they are recorded as what they compute.
+            with Below(self._write_down_below):
+                return func(*args, **kwargs)
+        return self._write_down(func, args, kwargs)
+
+    def _write_down_below(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """As :meth:`_write_down`, where a tensor is not yet known as a view of another."""
+        self._known.has_versions = False
+        try:
+            return self._write_down(func, args, kwargs)
+        finally:
+            self._known.has_versions = True
+
+    def _write_down(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs an operation on tensors that no transformation wraps, and records it."""
         if not self._whole and not schema_of(func).is_mutable:
             with self:
                 parts = func.decompose(*args, **kwargs)
@@ -139,7 +158,7 @@ class _Recorder(PreDispatchMode):
             raise StructureError(
                 f"the model draws random numbers ({names}), which a recording would draw anew"
             )
-        return Recording(self._graph, self._constants, _own_backward(result))
+        return Recording(self._graph, self._constants, own_backward(result))
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> fx.Node:
         """A node of the graph, if its arguments can be written down."""
@@ -188,7 +207,7 @@ class _Recorder(PreDispatchMode):
             return None
         first = len(self._graph.nodes)
         picked = record_bags(self._graph, nodes, values["weight"], length)
-        _run_to_fill_in_values(list(self._graph.nodes)[first:])
+        fill_in_values(list(self._graph.nodes)[first:])
         self._varied.add(picked)
         return picked
 
@@ -210,7 +229,7 @@ class _Recorder(PreDispatchMode):
         if node in self._varied:
             self._varied.add(made)
         if "val" in node.meta and not isinstance(node.meta["val"], (tuple, list)):
-            _run_to_fill_in_values([made])
+            fill_in_values([made])
         return made
 
     def _detached(self, node: fx.Node) -> fx.Node:
@@ -260,7 +279,7 @@ class _Recorder(PreDispatchMode):
     def _make(self, target: Any, *args: Any) -> fx.Node:
         """A node, with the value that it has."""
         node = self._call(target, args, {})
-        _run_to_fill_in_values([node])
+        fill_in_values([node])
         return node
 
     def _constant(self, value: Tensor) -> fx.Node:
@@ -286,27 +305,3 @@ class _Recorder(PreDispatchMode):
             self._known.remember(value, node)
             return node
         return self._constant(value)
-
-
-def _run_to_fill_in_values(nodes: Sequence[fx.Node]) -> None:
-    """The values of nodes that were made without being run."""
-    for node in nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-        with torch.no_grad():
-            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _own_backward(result: Tensor) -> tuple[str, ...]:
-    """Names of the functions with a backward of their own in a tensor's history."""
-    names: dict[str, None] = {}
-    seen: set[Any] = set()
-    stack = [result.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            names[type(node).__name__.removesuffix("Backward")] = None
-        stack.extend(function for function, _ in node.next_functions)
-    return tuple(sorted(names))

@@ -30,6 +30,7 @@ from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.graph.operators import (
     OPERATORS,
     Trait,
+    casts_by_name,
     is_entrywise,
     is_pointwise,
     is_transpose,
@@ -78,6 +79,11 @@ class DerivedWeights:
             name: values[node] for name, node in zip(derivation.weights, self._weights, strict=True)
         }
         self._names = derivation.weights
+
+    @property
+    def formed_size(self) -> int:
+        """Numbers that are formed of a sample's gradient at most, where operations need it so."""
+        return max((step.formed_size for step in self._steps), default=0)
 
     def pull(self, gradients: Mapping[str, Factor]) -> dict[str, Factor]:
         """The gradients of the parameters from those of some weights, both by name."""
@@ -139,6 +145,17 @@ class _Step:
                 known[call] = call.target(*args, **kwargs)  # type: ignore[operator]
         return known[self.node]
 
+    @property
+    def formed_size(self) -> int:
+        """Numbers of the gradients before and after, if none of the ways that keep factors is made for it."""
+        traits = OPERATORS.get(name_of(self.node), Trait(0))
+        axes = any(reduced_axes(self.node, leaf.dim()) for leaf in self._leaves.values())
+        if traits & (Trait.RESHAPES | Trait.PERMUTES) or is_entrywise(self.node) or axes:
+            return 0
+        if matrix_product(self.node) is not None or casts_by_name(self.node):
+            return 0
+        return int(self.value.numel()) + sum(leaf.numel() for leaf in self._leaves.values())
+
     def pull(self, factor: Factor) -> list[tuple[fx.Node, Factor]]:
         """The gradients of the inputs from that of the result."""
         for way in (self._moved, self._by_slopes, self._by_product, self._by_reduction):
@@ -153,7 +170,7 @@ class _Step:
         (source, *others) = self.inputs
         if others:
             return None
-        if Trait.RESHAPES in traits or name_of(self.node) in ("to", "_to_copy", "type_as"):
+        if Trait.RESHAPES in traits or casts_by_name(self.node):
             return [(source, factor)]
         if Trait.PERMUTES in traits and self.value.dim() == 2 and is_transpose(self.node):
             found = turned(factor, tuple(self.value.shape))

@@ -93,9 +93,9 @@ class SampleJacobian:
         self._workspace = Workspace()
         with no_structure("the recorded graph cannot be used"):
             self.groups = groups_of(self.graph)
+            self._derived = derived_weights(self.graph, self.function.parameters)
             self._portions = self._find_portions(budget)
             self._reverse = pick_reverse(self.graph, runs_of(self.groups))
-            self._derived = derived_weights(self.graph, self.function.parameters)
 
     def _trace(self, number: int) -> Graph:
         function = self.function
@@ -141,7 +141,7 @@ class SampleJacobian:
         """The graph and what follows from it alone, to be kept: no values, and nothing of the module."""
         bare = copy.copy(self)
         bare._whole, bare._workspace, bare.ledger = None, Workspace(), Ledger()
-        del bare.function
+        del bare.function, bare._derived
         return bare
 
     def taken_to(self, function: StateFunction, ledger: Ledger) -> SampleJacobian:
@@ -152,21 +152,22 @@ class SampleJacobian:
         """
         twin = copy.copy(self)
         twin.function, twin._whole, twin._workspace = function, None, Workspace()
+        twin._derived = derived_weights(twin.graph, function.parameters)
         twin._portions = twin._find_portions(self._portions.budget)
         twin.ledger = ledger
-        twin._derived = derived_weights(twin.graph, function.parameters)
         twin._check()
         return twin
 
     def _find_portions(self, budget: int) -> Portions:
         """How much is worked on at once, from the sizes of the forward pass and of the gradients."""
+        formed = 0 if self._derived is None else self._derived.formed_size
         size, item = self.function.forward_size, self.function.state.element_size()
         features, work = largest_features(self.graph, self.groups), largest_work(self.graph, self.groups)
         return Portions(
             batch=self.batch,
             sample=item * (3 * size.elements / self.batch + features),
             # Output gradients, general gradients, one group's work.
-            pair=item * max(1, 3 * tap_elements(self.graph) + self.general_size + work),
+            pair=item * max(1, 3 * tap_elements(self.graph) + self.general_size + work + formed),
             piece=max((len(piece.entries) for piece in self.graph.pieces), default=1),
             operations=size.operations,
             budget=budget,
