@@ -13,17 +13,34 @@ from dataclasses import replace
 import torch
 
 from ntkscope.engines.torch.gradients.base import Direct, Factor
+from ntkscope.engines.torch.gradients.mixed import Mixed
 from ntkscope.engines.torch.gradients.outer import Order, Outer
 from ntkscope.engines.torch.gradients.sides import Features, side_by_side
 
-__all__ = ["Direct", "Factor", "Order", "Outer", "add_rows", "add_uses", "concat_positions", "stack_features"]
+__all__ = [
+    "Direct",
+    "Factor",
+    "Mixed",
+    "Order",
+    "Outer",
+    "add_rows",
+    "add_uses",
+    "concat_positions",
+    "stack_features",
+]
 
 
 def add_uses(factors: Sequence[Factor]) -> Factor:
-    """The sum of several uses of one parameter: as an outer product where all are, else as rows."""
+    """The sum of several uses of one parameter: as outer products where all are, else as rows."""
     outers = [factor for factor in factors if isinstance(factor, Outer)]
-    if len(outers) == len(factors) and len({factor.layout for factor in outers}) == 1:
-        return concat_positions(outers)
+    if len(outers) == len(factors):
+        layouts: dict[object, list[Outer]] = {}
+        for factor in outers:
+            layouts.setdefault(factor.layout, []).append(factor)
+        alike = sorted(map(concat_positions, layouts.values()), key=lambda factor: factor.transposed)
+        mixed = Mixed.of(*alike) if len(alike) == 2 else None
+        if len(alike) == 1 or mixed is not None:
+            return mixed or alike[0]
     return add_rows(factors)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ntkscope.engines.torch.gradients.base import Direct, Factor
 from ntkscope.engines.torch.gradients.sides import SampleSide, in_range, square_sum, widened
 
-__all__ = ["Order", "Outer"]
+__all__ = ["Order", "Outer", "is_lost"]
 
 # What Gram matrices may lose by cancellation, relative to a gradient's own squared norm.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -93,7 +93,7 @@ class Outer:
             return self._in(torch.float64)._squares_by_gram()[0]
         if positions == 1:
             return squares
-        lost = _is_lost(squares, terms)
+        lost = is_lost(squares, terms)
         return self._squares_again(squares, lost) if bool(lost.any()) else squares
 
     def _in(self, dtype: torch.dtype) -> Outer:
@@ -182,14 +182,14 @@ class Outer:
         if positions == 1 and self.dtype == torch.float64:
             return self
         squares, terms = self._squares_by_gram()
-        if in_range(terms) and not (positions > 1 and bool(_is_lost(squares, terms).any())):
+        if in_range(terms) and not (positions > 1 and bool(is_lost(squares, terms).any())):
             return self
         if self.dtype == torch.float64:
             return Direct(self.rows())
         return self._in(torch.float64) if bool(self.probe_side.any()) else self
 
 
-def _is_lost(squares: Tensor, terms: Tensor) -> Tensor:
+def is_lost(squares: Tensor, terms: Tensor) -> Tensor:
     """Where Σ_tu (δ_t·δ_u)(a_t·a_u) cancels, so that the rounding of its terms shows in it.
 
     Each product is off by rounding of ‖δ_t‖‖δ_u‖‖a_t‖‖a_u‖. These errors are as good as independent, so

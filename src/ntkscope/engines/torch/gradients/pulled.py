@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.gradients.base import Direct, Factor
-from ntkscope.engines.torch.gradients.factors import add_rows, add_uses
+from ntkscope.engines.torch.gradients.factors import add_uses
 from ntkscope.engines.torch.gradients.outer import Outer
 from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.gradients.weighted import MOST_POSITIONS, Term, Weighted
@@ -41,7 +41,7 @@ def total(factors: Sequence[Factor]) -> Factor:
     if all(found is not None for found in terms) and len(shapes) == 1:
         probes, batch = _counts(factors[0])
         return Weighted.of(known, probes, batch)
-    return add_rows(factors)
+    return add_uses(factors)
 
 
 def scaled(factor: Factor, slope: Tensor) -> Factor | None:
