@@ -72,6 +72,7 @@ fuzz: $(READY)
 
 docs: $(DOCS_READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@$(TEST_ENV) $(BIN)/python -m pytest --quiet -m slow tests/test_docs.py
 	@echo "Wrote site/index.html"
 
 benchmarks: $(READY)
