@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"runs"},
     {"metrics", "engines"},
     {"ways"},
-    {"measure"},
+    {"measure", "parts"},
     {"estimators", "ntk"},
     {"__init__"},
     {"report"},

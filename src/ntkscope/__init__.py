@@ -11,18 +11,20 @@ from __future__ import annotations
 from ntkscope import estimators
 from ntkscope.engines.torch.rules import Rule, add_rule
 from ntkscope.ntk import NTK, measure_all
-from ntkscope.results import Cost, Estimate, Measurement, Measurements
+from ntkscope.results import ArrayEstimate, Cost, Estimate, Measurement, Measurements, PartialTrace
 from ntkscope.settings import Options
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NTK",
+    "ArrayEstimate",
     "Cost",
     "Estimate",
     "Measurement",
     "Measurements",
     "Options",
+    "PartialTrace",
     "Rule",
     "__version__",
     "add_rule",

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from ntkscope.results.array import ArrayEstimate
 from ntkscope.results.estimate import Cost, Estimate, student_t_quantile
 from ntkscope.results.measurement import Measurement, Measurements
+from ntkscope.results.partial import PartialTrace
 
-__all__ = ["Cost", "Estimate", "Measurement", "Measurements", "student_t_quantile"]
+__all__ = [
+    "ArrayEstimate",
+    "Cost",
+    "Estimate",
+    "Measurement",
+    "Measurements",
+    "PartialTrace",
+    "student_t_quantile",
+]
