@@ -249,6 +249,29 @@ class LinearSamples:
     def probed(self) -> ProbedLayer:
         return ProbedLayer(self)
 
+    def index(self) -> NDArray[np.int64]:
+        return np.arange(self.slopes.size).reshape(self.slopes.shape)
+
+    def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Array:
+        self.ledger.add(vjps=probes.shape[1])
+        delta = self.slopes[..., None] * probes.reshape(*self.slopes.shape, -1)
+        sets = np.einsum("bok,bi->kboi", delta, self.inputs)
+        sets = sets.reshape(-1, rows, self.batch, self.direction_size)
+        return np.einsum("rabp,rcdp->rabcd" if across else "rabp,rcbp->rac", sets, sets)
+
+    def output_grams(
+        self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
+    ) -> Array:
+        one_hot = np.zeros((self.batch, self.outputs, outputs.size), dtype=np.int8)
+        one_hot[:, outputs.T.reshape(-1), np.arange(outputs.size)] = 1
+        return self.grams(one_hot.reshape(self.slopes.size, -1), len(outputs), across=across).sum(axis=0)
+
+    def forward(self, count: int, directions: Directions) -> Array:
+        self.ledger.add(jvps=count)
+        drawn = directions(range(count), range(self.batch))
+        drawn = drawn.reshape(count, self.batch, self.outputs, self.inputs.shape[1])
+        return (self.slopes * np.einsum("bi,kboi->kbo", self.inputs, drawn)).reshape(count, -1)
+
     def is_comparable(self, other: Any) -> bool:
         return isinstance(other, LinearSamples) and self.slopes.shape == other.slopes.shape
 

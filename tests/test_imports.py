@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"runs"},
     {"metrics", "engines"},
     {"ways"},
-    {"measure", "fingerprints"},
+    {"measure", "fingerprints", "parts"},
     {"variants"},
     {"estimators", "ntk"},
     {"__init__"},

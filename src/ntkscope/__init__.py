@@ -16,19 +16,21 @@ if TYPE_CHECKING:
     from ntkscope.engines.torch.rules import Rule, add_rule
     from ntkscope.fingerprints import Fingerprint, alignment_matrix, velocity
     from ntkscope.ntk import NTK, measure_all
-    from ntkscope.results import Cost, Estimate, Measurement, Measurements
+    from ntkscope.results import ArrayEstimate, Cost, Estimate, Measurement, Measurements, PartialTrace
     from ntkscope.settings import Options
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NTK",
+    "ArrayEstimate",
     "Cost",
     "Estimate",
     "Fingerprint",
     "Measurement",
     "Measurements",
     "Options",
+    "PartialTrace",
     "Rule",
     "__version__",
     "add_rule",
@@ -42,12 +44,14 @@ __all__ = [
 #: ``ntkscope --help`` needs none of it.
 _HOMES = {
     "NTK": "ntkscope.ntk",
+    "ArrayEstimate": "ntkscope.results",
     "Cost": "ntkscope.results",
     "Estimate": "ntkscope.results",
     "Fingerprint": "ntkscope.fingerprints",
     "Measurement": "ntkscope.results",
     "Measurements": "ntkscope.results",
     "Options": "ntkscope.settings",
+    "PartialTrace": "ntkscope.results",
     "Rule": "ntkscope.engines.torch.rules",
     "add_rule": "ntkscope.engines.torch.rules",
     "alignment_matrix": "ntkscope.fingerprints",

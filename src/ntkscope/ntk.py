@@ -14,12 +14,14 @@ from ntkscope.engines.pick import make_engine
 from ntkscope.fingerprints import Fingerprint
 from ntkscope.fingerprints.take import take_fingerprint
 from ntkscope.metrics import METRICS, STANDARD
-from ntkscope.results import Cost, Estimate, Measurement, Measurements, named_kernels
+from ntkscope.parts.partial import partial_trace
+from ntkscope.results import Cost, Estimate, Measurement, Measurements, PartialTrace, named_kernels
 from ntkscope.settings import (
     DEFAULT_BUDGET,
     Limits,
     Method,
     Options,
+    PartialMethod,
     TraceMethod,
     TraceSource,
     check_sizes,
@@ -436,6 +438,53 @@ class NTK:
         2
         """
         return take_fingerprint(self.engine, probes, seed, by, centered)
+
+    # In parts.
+
+    def partial_trace(
+        self,
+        keep: str | int | Sequence[str | int] = 0,
+        names: Sequence[str] | None = None,
+        method: PartialMethod = "auto",
+        products: int | None = None,
+        seed: int | None = None,
+        *,
+        options: Options | None = None,
+        **limits: Unpack[Limits],
+    ) -> PartialTrace:
+        """K traced over all axes of the state but some: P[a, a′] = Σ_c K[(a, c), (a′, c)].
+
+        Kept samples make the contracted kernel between samples, kept time steps or units that between
+        these. P is unbiased, positive semidefinite up to its error, and has the trace of K; no terms with
+        c ≠ c′ are in it (those that a contraction of K with ones has).
+
+        Args:
+            keep: Names or numbers of the axes to keep, in the order of the matrix.
+            names: A name for every axis of the state; if ``None``, ``"batch"`` for that of the samples,
+                and ``"axis1"`` and the like for the others.
+            method: ``"exact"``: one-hot probes, as many VJPs as one sample has outputs. ``"reverse"``:
+                random signs over the traced axes, a VJP for every kept entry of one sample, so one where
+                samples alone are kept. ``"forward"``: random parameter directions, one JVP each.
+                ``"auto"``: what is predicted to be the cheapest to the tolerance.
+            products: VJPs or JVPs to spend.
+            seed: Of the probes; 0 if not given.
+            options: All of how far to go as one :class:`ntkscope.Options`.
+            **limits: Its fields by keyword. A tolerance is met when P as a whole (the root of its summed
+                squared errors, relative to ‖P‖), its trace and its effective rank meet it.
+
+        Returns:
+            The matrix with its error bars, trace, norm, effective rank and alignment with another one.
+
+        Raises:
+            ValueError: For an unknown axis or method, or one that does not apply.
+            TypeError: For an axis that is neither a name nor a number.
+
+        >>> import torch
+        >>> ntk = NTK(torch.nn.Linear(3, 2), torch.eye(3))
+        >>> ntk.partial_trace("batch").values.round(6).tolist()  # 2 (x·x′ + 1)
+        [[4.0, 2.0, 2.0], [2.0, 4.0, 2.0], [2.0, 2.0, 4.0]]
+        """
+        return partial_trace(self.engine, keep, names, method, options_of(options, products, seed, limits))
 
     # How.
 

@@ -19,6 +19,7 @@ __all__ = [
     "Limits",
     "Method",
     "Options",
+    "PartialMethod",
     "Progress",
     "TraceMethod",
     "TraceSource",
@@ -37,6 +38,9 @@ TraceMethod: TypeAlias = Literal[
 
 #: Where the trace inside an effective rank may come from.
 TraceSource: TypeAlias = Literal["exact", "per-sample", "per-sample-forward"]
+
+#: Methods of partial traces.
+PartialMethod: TypeAlias = Literal["auto", "exact", "reverse", "forward"]
 
 #: ``progress(estimate, spent, budget)``: the estimate that is farthest from its
 #: tolerance, the products spent, and the most that may be spent (``None``: open).

@@ -143,6 +143,44 @@ class Samples(Protocol):
         """Gradients of every sample for random probes, with their inner products; none drawn yet."""
         ...
 
+    def index(self) -> NDArray[np.int64]:
+        """Position in the flattened state of every output of every sample: shape (B, s)."""
+        ...
+
+    def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
+        """Inner products of gradients of probes over the whole state, shape (n, r · rows), r · rows VJPs.
+
+        Probe i·rows + a is row a of set i; G_ab = J_bᵀz_ab.
+
+        Args:
+            probes: The probes.
+            rows: How many make a set.
+            across: Whether samples are rows too: ⟨G_ab, G_a'b'⟩, shape (r, rows, B, rows, B) for each
+                set; else they are summed over, Σ_b ⟨G_ab, G_a'b⟩, shape (r, rows, rows).
+        """
+        ...
+
+    def output_grams(
+        self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
+    ) -> Small:
+        """The sum over columns j of the inner products of the rows (a, j) of J; as many VJPs as outputs.
+
+        Args:
+            outputs: Numbers of one sample's outputs, shape (rows, columns).
+            across: As in :meth:`grams`: Σ_j ⟨G_ajb, G_a'jb'⟩, shape (rows, B, rows, B); else summed over
+                samples too, shape (rows, rows).
+            report: Called with (done, in all).
+        """
+        ...
+
+    def forward(self, count: int, directions: Directions) -> Small:
+        """J_b u_b with directions as in :meth:`forward_squares`, to (count, n); ``count`` JVPs.
+
+        Raises:
+            ValueError: If the model has no forward mode.
+        """
+        ...
+
     def is_comparable(self, other: Samples) -> bool:
         """Whether the other's samples lie along the same axes of the state."""
         ...

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from ntkscope.results.array import ArrayEstimate
 from ntkscope.results.estimate import Cost, Estimate, student_t_quantile
 from ntkscope.results.measurement import Measurement
 from ntkscope.results.measurements import Measurements, named_kernels
+from ntkscope.results.partial import PartialTrace
 
-__all__ = ["Cost", "Estimate", "Measurement", "Measurements", "named_kernels", "student_t_quantile"]
+__all__ = [
+    "ArrayEstimate",
+    "Cost",
+    "Estimate",
+    "Measurement",
+    "Measurements",
+    "PartialTrace",
+    "named_kernels",
+    "student_t_quantile",
+]

@@ -24,6 +24,7 @@ from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
 from ntkscope.engines.torch.samples import memo
 from ntkscope.engines.torch.samples.axes import BatchDim
+from ntkscope.engines.torch.samples.grams import output_grams, probe_grams
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.probed import ProbedGradients
 from ntkscope.engines.torch.samples.strata import on_spheres, strata_of
@@ -328,6 +329,30 @@ class TorchSamples:
     def probed(self) -> ProbedGradients:
         """As :meth:`ntkscope.engines.base.Samples.probed`."""
         return ProbedGradients(self.jacobian)
+
+    def index(self) -> NDArray[np.int64]:
+        """Position in the flattened state of every output of every sample: shape (B, s)."""
+        return np.asarray(self.jacobian.axes.state_index().numpy())
+
+    def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
+        """As :meth:`ntkscope.engines.base.Samples.grams`."""
+        return probe_grams(self.jacobian, torch.from_numpy(probes), rows, across=across)
+
+    def output_grams(
+        self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
+    ) -> Small:
+        """As :meth:`ntkscope.engines.base.Samples.output_grams`."""
+        return output_grams(self.jacobian, outputs, across=across, report=report)
+
+    def forward(self, count: int, directions: Directions) -> Small:
+        """J_b u_b with a direction for every probe and sample: shape (count, n)."""
+        states = self.tangents().states(
+            count, lambda probes, samples: self._tensor(directions(probes, samples))
+        )
+        self.jacobian.ledger.add(jvps=count)
+        flat = np.empty((count, states[0].numel()))
+        flat[:, self.index()] = states.flatten(2).double().cpu().numpy()
+        return flat
 
     def is_comparable(self, other: Any) -> bool:
         """Whether the other's samples lie along the same axes of the state."""

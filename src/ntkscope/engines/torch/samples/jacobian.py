@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ from ntkscope.engines.torch.state import StateFunction
 from ntkscope.operators.ledger import Ledger
 
 __all__ = ["SampleJacobian"]
+
+Result = TypeVar("Result")
 
 # So many samples are traced until a graph holds for all.
 _TRIED = 3
@@ -178,6 +181,18 @@ class SampleJacobian:
         """Bytes that one step may take."""
         return self._portions.budget
 
+    def portions(self, probes: int) -> tuple[int, int]:
+        """(samples, probes) of one step of work on so many probes."""
+        return self._portions.of(probes)
+
+    def portioned(self, work: Callable[[], Result], probes: int) -> Result:
+        """The result of work that asks for its portions, smaller ones each time that memory runs out.
+
+        Raises:
+            MemoryError: If a single sample with a single probe does not fit.
+        """
+        return self._portions.run(work, probes, self._release)
+
     @property
     def general_size(self) -> int:
         """Parameters that take the general way."""
@@ -216,7 +231,7 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self._portions.run(lambda: self._squared_norms(z), self.outputs, self._release)
+        return self.portioned(lambda: self._squared_norms(z), self.outputs)
 
     def _squared_norms(self, z: Tensor) -> Tensor:
         blocks = self.axes.to_samples(z)
@@ -238,7 +253,7 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self._portions.run(lambda: self._frobenius_squared(progress), self.outputs, self._release)
+        return self.portioned(lambda: self._frobenius_squared(progress), self.outputs)
 
     def _frobenius_squared(self, progress: Callable[[int, int], None] | None) -> Tensor:
         done = 0

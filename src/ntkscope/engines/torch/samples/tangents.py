@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -56,15 +56,36 @@ class SampleTangents:
         """
         jacobian = self._jacobian
         out = torch.zeros(count, jacobian.batch, dtype=torch.float64, device=jacobian.function.device)
+        for probes, part, state in self._pushed(count, directions):
+            flat = state.flatten(2).double()
+            out[probes.start : probes.stop, part.start : part.stop] = (flat * flat).sum(2)
+        return out
+
+    def states(self, count: int, directions: Callable[[range, range], Tensor]) -> Tensor:
+        """J_b u_b for every probe and sample: shape (count, B, *state of one sample).
+
+        Args:
+            count: Probes.
+            directions: As in :meth:`squared_norms`.
+        """
+        function, axes = self._jacobian.function, self._jacobian.axes
+        out = function.state.new_empty(count, axes.batch, *axes.state_shape)
+        for probes, part, state in self._pushed(count, directions):
+            own = state.reshape(len(probes), len(part), *axes.state_shape)
+            out[probes.start : probes.stop, part.start : part.stop] = own
+        return out
+
+    def _pushed(
+        self, count: int, directions: Callable[[range, range], Tensor]
+    ) -> Iterator[tuple[range, range, Tensor]]:
+        """Probes, samples, and J_b u_b of these, part by part."""
+        jacobian = self._jacobian
         for first in range(0, jacobian.batch, self._samples):
             part = range(first, min(first + self._samples, jacobian.batch))
             leaves = jacobian.axes.split(jacobian.function.inputs, part)
             for start in range(0, count, self._probes):
                 probes = range(start, min(start + self._probes, count))
-                state = self._push(leaves, directions(probes, part))
-                flat = state.reshape(len(probes), len(part), -1).double()
-                out[probes.start : probes.stop, part.start : part.stop] = (flat * flat).sum(2)
-        return out
+                yield probes, part, self._push(leaves, directions(probes, part))
 
     def _push(self, leaves: Sequence[Tensor], directions: Tensor) -> Tensor:
         """J_b u_b, shape (k, B, *state of one sample)."""
