@@ -55,7 +55,7 @@ def z_scores(seeds: int, samples: int = 12) -> tuple[float, float]:
     values = []
     for seed in range(seeds):
         kept = ntk.fingerprint(2, seed)
-        moments = population_moments(kept.products(), kept.ring, 2)
+        moments = population_moments(kept.products(), kept.ring, 2, kept.n // kept.batch)
         values.append((moments.value((0,)), moments.value((0, 0))))
     found = np.array(values)
     z = (found.mean(axis=0) - np.array(truth)) / (found.std(axis=0, ddof=1) / np.sqrt(seeds))

@@ -135,7 +135,7 @@ class Fingerprint:
                 f"the population's effective rank is made of different samples, found {what}; take the "
                 "fingerprint without centered=True, of two samples or more"
             )
-        source = population_moments(self.products(), self.ring, self.probes)
+        source = population_moments(self.products(), self.ring, self.probes, self.n // self.batch)
         found = self._evaluate(source, "effective_rank", powers=POWERS)
         return dataclasses.replace(found, quantity=QUANTITY)
 
@@ -203,7 +203,7 @@ class Fingerprint:
         wanted = list(pairs) or None
         if self.centered:
             return centered_moments(kernels, self.probes, wanted)
-        return ring_moments(kernels, self.ring, self.probes, wanted)
+        return ring_moments(kernels, self.ring, self.probes, self.n // self.batch, wanted)
 
     def products(self) -> KeptProducts:
         """T of the whole kernel: the sum over its layers."""

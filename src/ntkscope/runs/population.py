@@ -27,15 +27,16 @@ POWERS: dict[Moment, float] = {(0,): 1, (0, 0): -1}
 QUANTITY = "population_effective_rank"
 
 
-def population_moments(products: RingProducts, ring: Ring, probes: int) -> RingMoments:
+def population_moments(products: RingProducts, ring: Ring, probes: int, outputs: int) -> RingMoments:
     """Σ_{b≠b'} t_b t_b' as the moment (0,), and Σ_{b≠b'} ‖K_bb'‖² as (0, 0).
 
     Args:
         products: The inner products of the samples' probes.
         ring: The ring.
         probes: m, of every sample.
+        outputs: s, of every sample.
     """
-    found = ring_moments([products], ring, probes, own=False)
+    found = ring_moments([products], ring, probes, outputs, own=False)
     squares = found.parts[(0,)].influence
     traces = squares.mean(axis=0)
     total = float(traces.sum())
@@ -77,7 +78,8 @@ class PopulationRun:
         if self._probes < 2:
             raise ValueError(f"the per-sample Gram needs two probes; spend {self.minimum} products or more")
         ring = Ring.of(self._samples.batch, self._probes, self._seed)
-        return population_moments(self._samples, ring, self._probes)
+        outputs = self._samples.size // self._samples.batch
+        return population_moments(self._samples, ring, self._probes, outputs)
 
 
 def exact_population(samples: ProbedSamples, index: NDArray[np.int64], square: float) -> tuple[float, float]:

@@ -85,7 +85,9 @@ class SampleGramRun:
             raise ValueError(f"the per-sample Gram needs two probes; spend {self.minimum} products or more")
         if self._found is None:
             ring = Ring.of(self._kernels[0].batch, self._probes, self._seed)
-            self._found = ring_moments(self._kernels, ring, self._probes)
+            self._found = ring_moments(
+                self._kernels, ring, self._probes, self._kernels[0].size // len(ring.order)
+            )
         return self._found
 
 
@@ -234,6 +236,7 @@ def ring_moments(
     kernels: Sequence[RingProducts],
     ring: Ring,
     probes: int,
+    outputs: int,
     pairs: Sequence[tuple[int, int]] | None = None,
     own: bool = True,
 ) -> RingMoments:
@@ -243,6 +246,7 @@ def ring_moments(
         kernels: The inner products of every kernel's probes.
         ring: The ring.
         probes: m, of every sample.
+        outputs: s, of every sample.
         pairs: The inner products ⟨K_a, K_b⟩ that are wanted, a ≤ b; all of them if ``None``.
         own: Whether the pairs of a sample with itself are in the inner products.
     """
@@ -264,7 +268,6 @@ def ring_moments(
         parts[(a,)] = Part(float(square.mean(axis=1).sum()), square.T)
     parts |= dict(zip(places, sums.parts(), strict=True))
     epsilon = max(kernel.epsilon for kernel in kernels)
-    outputs = kernels[0].size // batch
     # Signs of one output are alike whatever they are; those of a few outputs repeat their patterns.
     telling = outputs == 1 or batch * (outputs - 1) * (probes - 1) >= _CHANCE_BITS
     return RingMoments(parts, sums.counted(), ring.weight, ring.missing, telling, epsilon)
