@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"metrics", "engines"},
     {"ways"},
     {"measure", "parts"},
-    {"estimators", "ntk"},
+    {"estimators", "ntk", "penalties"},
     {"__init__"},
     {"report"},
     {"plots"},

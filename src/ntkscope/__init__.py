@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from ntkscope import estimators
+from ntkscope import estimators, penalties
 from ntkscope.engines.torch.rules import Rule, add_rule
 from ntkscope.ntk import NTK, measure_all
 from ntkscope.results import ArrayEstimate, Cost, Estimate, Measurement, Measurements, PartialTrace
@@ -30,4 +30,5 @@ __all__ = [
     "add_rule",
     "estimators",
     "measure_all",
+    "penalties",
 ]
