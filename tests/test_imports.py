@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"ways"},
     {"measure", "fingerprints", "parts"},
     {"variants"},
-    {"estimators", "ntk"},
+    {"estimators", "ntk", "penalties"},
     {"__init__"},
     {"report"},
     {"plots"},

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ntkscope import estimators
+    from ntkscope import estimators, penalties
     from ntkscope.engines.torch.rules import Rule, add_rule
     from ntkscope.fingerprints import Fingerprint, alignment_matrix, velocity
     from ntkscope.ntk import NTK, measure_all
@@ -37,6 +37,7 @@ __all__ = [
     "alignment_matrix",
     "estimators",
     "measure_all",
+    "penalties",
     "velocity",
 ]
 
@@ -57,6 +58,7 @@ _HOMES = {
     "alignment_matrix": "ntkscope.fingerprints",
     "estimators": "ntkscope.estimators",
     "measure_all": "ntkscope.ntk",
+    "penalties": "ntkscope.penalties",
     "velocity": "ntkscope.fingerprints",
 }
 
