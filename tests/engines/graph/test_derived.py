@@ -230,6 +230,14 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: F.layer_norm(F.linear(x, m.weight, m.bias.exp()), (3,), m.scale.exp()),
         weight=torch.randn(3, 4), bias=torch.randn(3), scale=torch.randn(3),
     ),
+    "through-a-spectrum": lambda: Function(
+        lambda m, x: F.linear(x, torch.fft.ifft(torch.fft.fft(m.weight) * m.filter.sin()).abs()),
+        weight=torch.randn(3, 4), filter=torch.randn(3, 4),
+    ),
+    "a-conjugate": lambda: Function(
+        lambda m, x: F.linear(x, (torch.fft.fft2(m.weight) @ torch.fft.fft2(m.weight).mH).real),
+        weight=torch.randn(4, 4),
+    ),
     "recurrent": lambda: Function(
         lambda m, x: _recurrence(m, x), cell=parametrizations.weight_norm(nn.Linear(6, 2))
     ),

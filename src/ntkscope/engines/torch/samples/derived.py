@@ -30,6 +30,7 @@ from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.graph.operators import (
     OPERATORS,
     Trait,
+    arguments_of,
     casts_by_name,
     is_entrywise,
     is_pointwise,
@@ -152,13 +153,16 @@ class _Step:
         axes = any(reduced_axes(self.node, leaf.dim()) for leaf in self._leaves.values())
         if traits & (Trait.RESHAPES | Trait.PERMUTES) or is_entrywise(self.node) or axes:
             return 0
-        if matrix_product(self.node) is not None or casts_by_name(self.node):
+        if matrix_product(self.node) or name_of(self.node) == "linalg_solve" or casts_by_name(self.node):
             return 0
         return int(self.value.numel()) + sum(leaf.numel() for leaf in self._leaves.values())
 
     def pull(self, factor: Factor) -> list[tuple[fx.Node, Factor]]:
         """The gradients of the inputs from that of the result."""
-        for way in (self._moved, self._by_slopes, self._by_product, self._by_reduction):
+        if any(value.is_complex() for value in (self.value, *self._leaves.values())):
+            # Not all that is linear there is linear over complex numbers.
+            return self._formed(factor)
+        for way in (self._moved, self._by_slopes, self._by_product, self._by_solution, self._by_reduction):
             found = way(factor)
             if found is not None:
                 return found
@@ -172,7 +176,8 @@ class _Step:
             return None
         if Trait.RESHAPES in traits or casts_by_name(self.node):
             return [(source, factor)]
-        if Trait.PERMUTES in traits and self.value.dim() == 2 and is_transpose(self.node):
+        turns = Trait.PERMUTES in traits or name_of(self.node) in ("mH", "adjoint")
+        if turns and self.value.dim() == 2 and is_transpose(self.node):
             found = turned(factor, tuple(self.value.shape))
             return None if found is None else [(source, found)]
         return None
@@ -223,6 +228,23 @@ class _Step:
         found = [(left, pulled[0]), (right, pulled[1])]
         found += [] if added is None else [(added, factor)]
         return [(node, own) for node, own in found if node in self._leaves]
+
+    def _by_solution(self, factor: Factor) -> list[tuple[fx.Node, Factor]] | None:
+        """Through X = A⁻¹B, by A⁻ᵀG and -A⁻ᵀG Xᵀ."""
+        if name_of(self.node) != "linalg_solve" or not arguments_of(self.node)["left"]:
+            return None
+        left, right = arguments_of(self.node)["A"], arguments_of(self.node)["B"]
+        a, b = self._values[left], self._values[right]
+        if (a.dim(), b.dim()) != (2, 2):
+            return None
+        inverse = torch.linalg.inv(a)
+        pulled = through_product(factor, inverse, b)
+        of_left = None if pulled is None else through_product(pulled[1], inverse, self.value)
+        if pulled is None or of_left is None:
+            return None
+        negative = scaled(of_left[0], -torch.ones_like(a))
+        found = [(left, negative), (right, pulled[1])]
+        return [(node, own) for node, own in found if node in self._leaves and own is not None]
 
     def _by_reduction(self, factor: Factor) -> list[tuple[fx.Node, Factor]] | None:
         """Through what makes a number of a matrix, or of each of its rows or columns."""
