@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"ways"},
     {"measure", "fingerprints"},
     {"estimators", "ntk"},
+    {"tracking"},
     {"__init__"},
     {"report"},
     {"plots"},

@@ -14,6 +14,7 @@ from ntkscope.fingerprints import Fingerprint, alignment_matrix, velocity
 from ntkscope.ntk import NTK, measure_all
 from ntkscope.results import Cost, Estimate, Measurement, Measurements
 from ntkscope.settings import Options
+from ntkscope.tracking import Tracker
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "Measurements",
     "Options",
     "Rule",
+    "Tracker",
     "__version__",
     "add_rule",
     "alignment_matrix",
