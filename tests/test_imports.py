@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"measure", "fingerprints", "parts"},
     {"variants"},
     {"estimators", "ntk", "penalties"},
+    {"tracking"},
     {"__init__"},
     {"report"},
     {"plots"},

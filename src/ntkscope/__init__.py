@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ntkscope.ntk import NTK, measure_all
     from ntkscope.results import ArrayEstimate, Cost, Estimate, Measurement, Measurements, PartialTrace
     from ntkscope.settings import Options
+    from ntkscope.tracking import Tracker
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "Options",
     "PartialTrace",
     "Rule",
+    "Tracker",
     "__version__",
     "add_rule",
     "alignment_matrix",
@@ -54,6 +56,7 @@ _HOMES = {
     "Options": "ntkscope.settings",
     "PartialTrace": "ntkscope.results",
     "Rule": "ntkscope.engines.torch.rules",
+    "Tracker": "ntkscope.tracking",
     "add_rule": "ntkscope.engines.torch.rules",
     "alignment_matrix": "ntkscope.fingerprints",
     "estimators": "ntkscope.estimators",

@@ -1,0 +1,84 @@
+"""The targets as a vector of the state, and how strongly the kernel pulls along it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkscope.ntk import NTK
+
+__all__ = ["Targets"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets y, flattened as the state is.
+
+    Attributes:
+        vector: Shape (n,).
+        square: ‖y‖².
+    """
+
+    vector: Tensor
+    square: float
+
+    @classmethod
+    def of(cls, y: Any, kernel: NTK) -> Targets:
+        """Targets of a kernel's state.
+
+        Args:
+            y: Numbers of the state's shape, or classes, whole numbers of the state's shape without its
+                last axis, which become one-hot.
+            kernel: Whose state it is.
+
+        Raises:
+            TypeError: If it holds no numbers.
+            ValueError: If it fits neither, holds a class that there is not, or is zero or not finite.
+        """
+        try:
+            tensor = torch.as_tensor(y)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"targets must be a tensor or an array of numbers, found a {type(y).__name__}"
+            ) from error
+        tensor, shape = tensor.detach().cpu(), kernel.output_shape
+        if tensor.shape == shape[:-1] and not tensor.is_floating_point() and tensor.shape != shape:
+            tensor = _one_hot(tensor.long(), shape[-1])
+        if tensor.numel() != kernel.n:
+            raise ValueError(
+                f"targets have shape {tuple(tensor.shape)}, expected the state's, {shape}, or whole numbers "
+                f"of shape {shape[:-1]} for classes; pass the targets of the inputs that are watched"
+            )
+        double = tensor.reshape(-1).double()
+        square = float(double @ double)
+        if not 0 < square < float("inf"):
+            raise ValueError(f"targets have ‖y‖² = {square}, expected a positive number; check their values")
+        return cls(double.to(kernel.device, kernel.dtype), square)
+
+    def pull(self, kernel: NTK, model: nn.Module) -> Mapping[str, float]:
+        """‖Jᵀy‖² / ‖y‖² = yᵀKy / ‖y‖², of all parameters under ``""`` and by layer; one VJP."""
+        gradient = kernel.vjp(self.vector).double()
+        found = {"": float(gradient @ gradient) / self.square}
+        start = 0
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            size = parameter.numel() * (2 if parameter.is_complex() else 1)
+            part = gradient[start : start + size]
+            layer = name.rpartition(".")[0] or "self"
+            found[layer] = found.get(layer, 0.0) + float(part @ part) / self.square
+            start += size
+        return found
+
+
+def _one_hot(classes: Tensor, count: int) -> Tensor:
+    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+        raise ValueError(
+            f"targets hold classes from {int(classes.min())} to {int(classes.max())}, expected 0 to "
+            f"{count - 1}; the state has {count} outputs"
+        )
+    return nn.functional.one_hot(classes, count)
