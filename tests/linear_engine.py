@@ -294,6 +294,10 @@ class ProbedLayer:
         return self._samples.batch
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        return (self.batch,)
+
+    @property
     def size(self) -> int:
         return self._samples.slopes.size
 

@@ -114,10 +114,10 @@ MAKING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "inputs hold a NumPy array of <U1, expected numbers; encode",
     ),
-    "a-loader": (
-        lambda: NTK(_model(), torch.utils.data.DataLoader(X)),
+    "a-dataset": (
+        lambda: NTK(_model(), torch.utils.data.TensorDataset(X)),
         TypeError,
-        r"inputs are a DataLoader, expected one batch; pass a batch of it, such as next\(iter\(loader\)\)",
+        r"inputs are a TensorDataset, expected a batch or a loader of batches; pass DataLoader\(dataset, ",
     ),
     "no-inputs": (lambda: NTK(_model(), ()), TypeError, "inputs hold no tensor, found tuple"),
     "no-parameter": (lambda: NTK(nn.Tanh(), X), ValueError, "no trainable parameter"),

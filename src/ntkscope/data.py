@@ -5,12 +5,13 @@ Each kind of input is a class with ``accepts`` and ``convert``, and a line in :d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["SOURCES", "Source", "as_inputs"]
+__all__ = ["SOURCES", "Source", "as_inputs", "inputs_of", "is_stream"]
 
 
 class Source(Protocol):
@@ -90,8 +91,8 @@ class Loaders:
     def convert(self, value: Any, floating: Any = None) -> Any:
         """Nothing: one batch must be chosen."""
         raise TypeError(
-            f"inputs are a {type(value).__name__}, expected one batch; pass a batch of it, such as "
-            "next(iter(loader)), without the targets"
+            f"inputs are a {type(value).__name__}, expected a batch or a loader of batches; pass "
+            "DataLoader(dataset, batch_size=...) by itself, or a batch of it without the targets"
         )
 
 
@@ -145,3 +146,72 @@ def as_inputs(value: Any, floating: Any = None) -> Any:
         if source.accepts(value):
             return source.convert(value, floating)
     return value
+
+
+def is_stream(value: Any) -> bool:
+    """Whether inputs come batch by batch: a torch ``DataLoader``, or any other iterable of batches.
+
+    A list or tuple is none, since it holds positional arguments; nor is a dataset, which holds
+    single samples, nor anything that holds tensors or numbers itself.
+
+    >>> is_stream([1, 2]), is_stream(iter([1, 2]))
+    (False, True)
+    """
+    kind = type(value)
+    if kind.__module__.startswith("torch.") or Loaders().accepts(value):
+        return any(cls.__name__ == "DataLoader" for cls in kind.__mro__)
+    plain = (str, bytes, bytearray, set, frozenset, range, tuple, list, Mapping, np.ndarray, np.generic)
+    is_data = isinstance(value, plain) or any(
+        hasattr(kind, name) for name in ("__array__", "untyped_storage")
+    )
+    # Modules and records are iterable too, by their children or their fields.
+    is_data = is_data or any(hasattr(kind, name) for name in ("named_parameters", "keys", "to_dict"))
+    return not is_data and hasattr(kind, "__iter__")
+
+
+def inputs_of(batch: Any, forward: Callable[..., Any]) -> Any:
+    """What the model is called with for one batch of a stream: its inputs without the targets.
+
+    A pair (x, y) stands for inputs x and targets y, and y is dropped. One value in a tuple or list stands
+    for itself. A tensor, an array or a mapping is taken as it is.
+
+    Args:
+        batch: What the loader yields.
+        forward: What it is called with, to tell targets from a second input.
+
+    Raises:
+        TypeError: If it is a tuple or list of another length, or the second of two could be an input.
+
+    >>> inputs_of(("x", "y"), lambda x: x)
+    'x'
+    """
+    if not isinstance(batch, (tuple, list)):
+        return batch
+    if len(batch) == 1:
+        return batch[0]
+    if len(batch) != 2:
+        raise TypeError(
+            f"the loader yields a {type(batch).__name__} of {len(batch)}, expected inputs, a pair (inputs, "
+            "targets) or a mapping; yield ((a, b), y) for a model that is called with a and b, or a "
+            "mapping of arguments by name"
+        )
+    first = batch[0]
+    if not isinstance(first, (tuple, list, Mapping)) and _takes_two(forward):
+        raise TypeError(
+            "the loader yields pairs, and the model's forward takes two arguments, so that the second may be "
+            "targets or an input; yield ((x,), y) for the first alone, ((a, b), y) for both, or a mapping "
+            "of arguments by name"
+        )
+    return first
+
+
+def _takes_two(forward: Callable[..., Any]) -> bool:
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):
+        return False
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True

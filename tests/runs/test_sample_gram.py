@@ -29,6 +29,7 @@ class Dense:
     def __init__(self, rows: Array) -> None:
         self.rows = rows
         self.batch, self.size = len(rows), rows.shape[0] * rows.shape[1]
+        self.batches = (self.batch,)
         self.gradients: Array = np.zeros((self.batch, 0, rows.shape[2]))
 
     def add(self, signs: NDArray[np.int8]) -> None:

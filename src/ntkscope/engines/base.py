@@ -59,6 +59,7 @@ class Sizes:
         kernels: Kernels that are measured together.
         budget: Bytes to work in.
         itemsize: Bytes of a number.
+        held: Samples whose gradients are kept at once; all of them if 0.
     """
 
     n: int
@@ -76,6 +77,7 @@ class Sizes:
     kernels: int = 1
     budget: int = 1 << 30
     itemsize: int = 4
+    held: int = 0
 
 
 @dataclass(frozen=True)

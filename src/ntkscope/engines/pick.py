@@ -13,7 +13,7 @@ __all__ = ["ENGINES", "make_engine"]
 #: Framework and the module of its engine. The module offers ``accepts(model)``, whether a model is
 #: its own, and ``make(model, inputs, **options)``, which returns an :class:`~ntkscope.engines.base.Engine`.
 ENGINES: list[tuple[str, str]] = [
-    ("torch", "ntkscope.engines.torch.kernel"),
+    ("torch", "ntkscope.engines.torch.make"),
 ]
 
 

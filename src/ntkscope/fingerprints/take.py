@@ -13,7 +13,7 @@ from ntkscope.operators.ledger import Meter
 from ntkscope.runs.centered import MINIMUM, shared_probes
 from ntkscope.runs.centered import centered as centered_tiles
 from ntkscope.runs.kept import Tiles, kept_products
-from ntkscope.runs.ring import Ring, RingProducts
+from ntkscope.runs.ring import Ring, RingProducts, check_at_once
 from ntkscope.runs.sample_gram import sample_signs
 from ntkscope.settings import Options
 from ntkscope.ways.per_sample import gram_bytes
@@ -80,6 +80,7 @@ def _samples(engine: Engine, probes: int) -> Samples:
             f"a fingerprint needs samples that are treated on their own: {samples.reason}; "
             "name the samples' axis by batch_dim=, or use measure()"
         )
+    check_at_once(samples.probed(), "a fingerprint")
     needed = gram_bytes(engine.sizes(), probes)
     if needed > engine.budget:
         raise ValueError(

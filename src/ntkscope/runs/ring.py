@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from ntkscope.operators.space import Small
 
-__all__ = ["Counted", "Part", "ProbedSamples", "Ring", "RingProducts", "RingSums", "without_mean"]
+__all__ = [
+    "Counted",
+    "Part",
+    "ProbedSamples",
+    "Ring",
+    "RingProducts",
+    "RingSums",
+    "check_at_once",
+    "without_mean",
+]
 
 #: Samples in a block of the ring, and offsets around it for every probe.
 _BLOCK = 16
@@ -52,6 +61,11 @@ class ProbedSamples(RingProducts, Protocol):
         ...
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Samples in each of the batches that they come in, one after the other; (B,) if all at once."""
+        ...
+
+    @property
     def size(self) -> int:
         """N, the size of the state."""
         ...
@@ -67,11 +81,20 @@ class ProbedSamples(RingProducts, Protocol):
 
 @dataclass(frozen=True)
 class Ring:
-    """Which pairs of samples are taken."""
+    """Which pairs of samples are taken.
+
+    Attributes:
+        order: The samples one after the other; -1 where a block has none.
+        block: q, places in a block.
+        offsets: Of the pairs of blocks, without 0.
+        is_shuffled: Whether any sample may stand next to any other, so that what is left of pairs beyond
+            their rows and columns adds up at random.
+    """
 
     order: NDArray[np.int64]
     block: int
     offsets: tuple[int, ...]
+    is_shuffled: bool = True
 
     @classmethod
     def of(cls, batch: int, probes: int, seed: int) -> Ring:
@@ -87,6 +110,28 @@ class Ring:
         return cls(order, block, tuple(int(o) for o in offsets[:wanted]))
 
     @classmethod
+    def of_batches(cls, batches: Sequence[int], probes: int, seed: int) -> Ring:
+        """The same where samples come in batches: shuffled within each of them, whose blocks are its own."""
+        if len(batches) == 1:
+            return cls.of(batches[0], probes, seed)
+        largest = max(batches)
+        block = min(largest, _BLOCK, max(2, _ROWS // probes))
+        # Blocks of one size that leave few places empty.
+        block = -(-largest // -(-largest // block))
+        generator = np.random.Generator(np.random.Philox(key=[seed, _STREAM]))
+        parts, start = [], 0
+        for batch in batches:
+            part = np.full(-(-batch // block) * block, -1)
+            part[:batch] = start + generator.permutation(batch)
+            parts.append(part)
+            start += batch
+        order = np.concatenate(parts)
+        blocks = len(order) // block
+        offsets = 1 + generator.permutation(max(0, blocks - 1))
+        wanted = blocks - 1 if blocks <= 5 else min(blocks - 1, _OFFSETS * probes, _MOST_OFFSETS)
+        return cls(order, block, tuple(int(o) for o in offsets[:wanted]), is_shuffled=False)
+
+    @classmethod
     def complete(cls, batch: int, probes: int) -> Ring:
         """All pairs, of the samples as they come."""
         block = min(batch, _BLOCK, max(2, _ROWS // probes))
@@ -96,6 +141,11 @@ class Ring:
         """Whether the same pairs are taken, in the same places."""
         alike = (self.block, self.offsets) == (other.block, other.offsets)
         return alike and np.array_equal(self.order, other.order)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Places of the blocks that hold a sample, shape (B,)."""
+        return np.flatnonzero(self.order >= 0)
 
     @property
     def blocks(self) -> int:
@@ -143,6 +193,23 @@ class Counted:
     twice: Small
     in_ring: Small
     within: Small
+
+
+def check_at_once(probed: ProbedSamples, what: str) -> None:
+    """Refuses samples that come in batches.
+
+    Args:
+        probed: The samples.
+        what: What is wanted of them, for the error.
+
+    Raises:
+        ValueError: If they do.
+    """
+    if len(probed.batches) > 1:
+        raise ValueError(
+            f"{what} is not there for data that streams, found {len(probed.batches):,} batches; pass one "
+            "batch of it"
+        )
 
 
 def _gram(x: Small) -> Small:
@@ -231,10 +298,10 @@ class RingSums:
 
     def parts(self) -> list[Part]:
         """The moments."""
-        count, batch = len(self._values), len(self._ring.order)
+        count, places = len(self._values), self._ring.places
         probes = self._influence.shape[3]
-        influence = self._influence.reshape(count, -1, probes)[:, :batch]
-        own = self._own.reshape(count, -1)[:, :batch]
+        influence = self._influence.reshape(count, -1, probes)[:, places]
+        own = self._own.reshape(count, -1)[:, places]
         return [
             Part(
                 float(self._values[p]),

@@ -84,10 +84,9 @@ class SampleGramRun:
         if self._probes < 2:
             raise ValueError(f"the per-sample Gram needs two probes; spend {self.minimum} products or more")
         if self._found is None:
-            ring = Ring.of(self._kernels[0].batch, self._probes, self._seed)
-            self._found = ring_moments(
-                self._kernels, ring, self._probes, self._kernels[0].size // len(ring.order)
-            )
+            ring = Ring.of_batches(self._kernels[0].batches, self._probes, self._seed)
+            outputs = self._kernels[0].size // len(ring.order)
+            self._found = ring_moments(self._kernels, ring, self._probes, outputs)
         return self._found
 
 
@@ -102,6 +101,7 @@ class RingMoments:
         missing: The share of offsets that were not taken.
         telling: Whether samples' products that are all alike prove that they have no variance.
         epsilon: Relative rounding error of the products.
+        is_shuffled: Whether the samples stand on the ring in a random order.
     """
 
     parts: Mapping[Moment, Part]
@@ -110,6 +110,7 @@ class RingMoments:
     missing: float
     telling: bool
     epsilon: float
+    is_shuffled: bool = True
 
     def value(self, moment: Moment) -> float:
         """A moment by itself."""
@@ -139,7 +140,10 @@ class RingMoments:
         variances = [_of_probes(shown, twice, least, own)]
         if ring and self.missing > 0:
             probes = float(scales @ self.counted.in_ring @ scales)
-            of_pairs, freedom = _of_ring(np.sum(ring, axis=0))
+            pairs = np.sum(ring, axis=0)
+            of_pairs, freedom = _of_ring(pairs)
+            if not self.is_shuffled:
+                of_pairs, freedom = max((of_pairs, freedom), _between_offsets(pairs))
             of_choice = self.missing * (self.weight**2 * of_pairs - probes)
             variances.append((max(of_choice, 0.0), freedom))
         relative, freedom = _together(variances)
@@ -223,6 +227,13 @@ def _of_ring(pairs: Small) -> tuple[float, float]:
     return total, max(1.0, total**2 / float((squares**2).sum()) * inside)
 
 
+def _between_offsets(pairs: Small) -> tuple[float, float]:
+    """The same from how the sums at the offsets differ, and nothing else: for samples in any order."""
+    count = len(pairs)
+    sums = pairs.sum(axis=(1, 2, 3))
+    return count * float(sums.var(ddof=1)), count - 1.0
+
+
 def _together(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Standard error and degrees of freedom (Welch and Satterthwaite) of independent parts."""
     total = sum(variance for variance, _ in variances)
@@ -250,7 +261,7 @@ def ring_moments(
         pairs: The inner products ⟨K_a, K_b⟩ that are wanted, a ≤ b; all of them if ``None``.
         own: Whether the pairs of a sample with itself are in the inner products.
     """
-    count, batch = len(kernels), len(ring.order)
+    count = len(kernels)
     places = [(a, b) for a in range(count) for b in range(a, count)] if pairs is None else list(pairs)
     offsets = (0, *ring.offsets)
     rings = [kernel.ring(ring.order, ring.block, offsets, _ROOM) for kernel in kernels]
@@ -264,10 +275,10 @@ def ring_moments(
                 squares[a, start : start + len(tile)] = np.einsum("usisi->usi", tile)
         sums.add(offset, start, np.stack([tiles[a] * tiles[b] for a, b in places]))
     parts: dict[Moment, Part] = {}
-    for a, square in enumerate(squares.reshape(count, -1, probes)[:, :batch]):
+    for a, square in enumerate(squares.reshape(count, -1, probes)[:, ring.places]):
         parts[(a,)] = Part(float(square.mean(axis=1).sum()), square.T)
     parts |= dict(zip(places, sums.parts(), strict=True))
     epsilon = max(kernel.epsilon for kernel in kernels)
     # Signs of one output are alike whatever they are; those of a few outputs repeat their patterns.
     telling = outputs == 1 or batch * (outputs - 1) * (probes - 1) >= _CHANCE_BITS
-    return RingMoments(parts, sums.counted(), ring.weight, ring.missing, telling, epsilon)
+    return RingMoments(parts, sums.counted(), ring.weight, ring.missing, telling, epsilon, ring.is_shuffled)

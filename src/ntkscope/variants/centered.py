@@ -21,6 +21,7 @@ from ntkscope.runs.centered import CenteredGramRun
 from ntkscope.runs.drive import drive
 from ntkscope.runs.group import MappedRun
 from ntkscope.runs.moments import Moments, MomentSource
+from ntkscope.runs.ring import check_at_once
 from ntkscope.settings import Options
 
 __all__ = ["centered_alignment", "samples_of"]
@@ -48,6 +49,7 @@ def samples_of(engine: Engine, what: str) -> Samples:
             f"{what} needs samples that are treated on their own: {samples.reason}; name the samples' axis "
             "by batch_dim="
         )
+    check_at_once(samples.probed(), what)
     return samples
 
 

@@ -209,6 +209,7 @@ class PerSampleGram(NeedsSamples):
 
 
 def gram_bytes(sizes: Sizes, probes: int) -> float:
-    """What the gradients of all samples take together for so many probes."""
-    each = 3 * sizes.batch * (sizes.taps + sizes.general) * probes
-    return sizes.itemsize * (3 * sizes.elements + each)
+    """What the gradients of the samples that are held together take for so many probes."""
+    held = sizes.held or sizes.batch
+    each = 3 * held * (sizes.taps + sizes.general) * probes
+    return sizes.itemsize * (3 * sizes.elements * held / sizes.batch + each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -35,12 +36,7 @@ from ntkscope.errors import argument
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
-__all__ = ["TorchEngine", "TorchSamples", "accepts", "make"]
-
-
-def accepts(model: Any) -> bool:
-    """Whether a model is one of torch."""
-    return isinstance(model, nn.Module)
+__all__ = ["TorchEngine", "TorchSamples"]
 
 
 class TorchEngine:
@@ -217,8 +213,10 @@ class TorchEngine:
             )
         return matrix
 
-    def other_inputs(self, other: TorchEngine) -> str:
+    def other_inputs(self, other: Any) -> str:
         """As :meth:`ntkscope.engines.base.Engine.other_inputs`."""
+        if not isinstance(other, TorchEngine):
+            return str(other.other_inputs(self))
         return difference(self.function.inputs, other.function.inputs)
 
     def inputs_digest(self) -> str:
@@ -246,8 +244,26 @@ class TorchEngine:
                 twin._samples = None
         return twin
 
+    # Another batch.
 
-make = TorchEngine
+    def on(self, inputs: Any, ledger: Ledger, state: Tensor | None = None) -> TorchEngine:
+        """The same model at the same moment on another batch.
+
+        Args:
+            inputs: The batch.
+            ledger: Where its products are entered.
+            state: Its state, where that is known.
+        """
+        twin = copy.copy(self)
+        twin.ledger, twin.function = ledger, self.function.on(inputs, state)
+        twin.jacobian = Jacobian(twin.function, self.budget, self._options["chunk_size"], ledger=ledger)
+        twin._samples = twin._sizes = twin._digest = None
+        return twin
+
+    def with_structure(self, known: SampleJacobian) -> TorchSamples:
+        """The samples by what was found and checked of the same batch before."""
+        self._samples = TorchSamples(known.taken_to(self.function, self.ledger, check=False))
+        return self._samples
 
 
 class TorchSamples:

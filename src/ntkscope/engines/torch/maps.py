@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import array_api_compat.torch as array_api_torch
 import numpy as np
@@ -10,13 +10,41 @@ import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.finite import check_squares
-from ntkscope.engines.torch.jacobian import Jacobian
+from ntkscope.engines.torch.state import StateFunction
 from ntkscope.operators.arrays import ArrayBlocks
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.probes import sphere_probes
 from ntkscope.operators.space import Small
 
-__all__ = ["ForwardMap", "KernelMap", "ReverseMap"]
+__all__ = ["ForwardMap", "KernelMap", "Products", "ReverseMap"]
+
+
+class Products(Protocol):
+    """Products of J with rows, such as :class:`ntkscope.engines.torch.jacobian.Jacobian`."""
+
+    shape: tuple[int, int]
+    ledger: Ledger
+
+    @property
+    def function(self) -> StateFunction:
+        """A state of its dtype and device."""
+        ...
+
+    def vjp(self, z: Tensor) -> Tensor:
+        """Jᵀz for every row of z: (k, n) → (k, p)."""
+        ...
+
+    def vjp_squared_norms(self, z: Tensor) -> Tensor:
+        """‖Jᵀz‖² for every row of z, in float64: (k, n) → (k,)."""
+        ...
+
+    def jvp(self, u: Tensor) -> Tensor:
+        """Ju for every row of u: (k, p) → (k, n)."""
+        ...
+
+    def ntk(self, z: Tensor) -> Tensor:
+        """Kz for every row of z: (k, n) → (k, n)."""
+        ...
 
 
 class _JacobianMap(ArrayBlocks):
@@ -25,7 +53,7 @@ class _JacobianMap(ArrayBlocks):
     #: What its columns are, for errors.
     columns = "n"
 
-    def __init__(self, jacobian: Jacobian, shape: tuple[int, int]) -> None:
+    def __init__(self, jacobian: Products, shape: tuple[int, int]) -> None:
         super().__init__(array_api_torch, jacobian.function.dtype, jacobian.function.device)
         self.jacobian = jacobian
         self.shape = shape
@@ -94,7 +122,7 @@ class _JacobianMap(ArrayBlocks):
 class KernelMap(_JacobianMap):
     """K = JJᵀ: (n, k) → (n, k)."""
 
-    def __init__(self, jacobian: Jacobian) -> None:
+    def __init__(self, jacobian: Products) -> None:
         super().__init__(jacobian, (jacobian.shape[0], jacobian.shape[0]))
 
     def apply(self, block: Tensor) -> Tensor:
@@ -111,7 +139,7 @@ class KernelMap(_JacobianMap):
 class ReverseMap(_JacobianMap):
     """Jᵀ: (n, k) → (p, k)."""
 
-    def __init__(self, jacobian: Jacobian) -> None:
+    def __init__(self, jacobian: Products) -> None:
         super().__init__(jacobian, (jacobian.shape[1], jacobian.shape[0]))
 
     def apply(self, block: Tensor) -> Tensor:
@@ -133,7 +161,7 @@ class ForwardMap(_JacobianMap):
 
     columns = "p"
 
-    def __init__(self, jacobian: Jacobian) -> None:
+    def __init__(self, jacobian: Products) -> None:
         super().__init__(jacobian, (jacobian.shape[0], jacobian.shape[1]))
 
     def apply(self, block: Tensor) -> Tensor:

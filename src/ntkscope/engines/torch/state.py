@@ -150,8 +150,8 @@ class StateFunction:
                     "the model has no trainable parameter, so its NTK is empty; "
                     "set requires_grad=True on the parameters that you want in θ"
                 )
-            floating = next((p.dtype for p in named.values() if p.is_floating_point()), torch.float32)
-            self.inputs = checked_inputs(inputs, floating, detach)
+            self._floating = next((p.dtype for p in named.values() if p.is_floating_point()), torch.float32)
+            self.inputs = checked_inputs(inputs, self._floating, detach)
             self._prove(proven)
 
     @property
@@ -221,12 +221,40 @@ class StateFunction:
 
     def witness(self) -> Witness:
         """One backward pass of a random z through the user's own module, over the whole batch."""
+        if self._witness is None:
+            z = _check_probe(self.state)
+            self._witness = Witness(z, self.gradients_of(z))
+            _check_finite(self._witness.gradients)
         return self._witness
 
     def gradients_of(self, z: Tensor) -> dict[str, Tensor | None]:
         """Jᵀz by parameter, from a forward pass of its own."""
         leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
         return self._gradients(self(leaves), leaves, z)
+
+    def on(self, inputs: Any, state: Tensor | None = None) -> StateFunction:
+        """The same model at the same moment on another batch, whose witness is found when it is asked for.
+
+        Args:
+            inputs: Another batch.
+            state: Its state, where that is known.
+
+        Raises:
+            TypeError: As for a new one, and ValueError.
+        """
+        twin = copy.copy(self)
+        twin.inputs = checked_inputs(inputs, self._floating)
+        meter = None if twin._layout() == self._layout() else ForwardMeter()
+        if state is None or meter is not None:
+            with meter or nullcontext():
+                found = twin(self.parameters).detach()
+            check_state(found, self._chosen)
+            state = found if state is None else state
+        if meter is not None:
+            twin.forward_size = meter.size()
+        twin.state, twin.output_shape = state, tuple(state.shape)
+        twin._witness = None
+        return twin
 
     def in_double(self) -> StateFunction:
         """The same state with everything in float64; what the module holds besides may not allow it."""
@@ -260,16 +288,15 @@ class StateFunction:
                 state = self._run(None, self.inputs)
                 check_state(state, self._chosen)
             self.state, self.output_shape = state.detach(), tuple(state.shape)
-            z = torch.randn(
-                state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
-            ).to(state.device, state.dtype)
+            z = _check_probe(state)
             with own_backward(trainable):
                 gradients = self._gradients(state, self._trainable, z)
             _check_leaves(state, trainable, self.inputs)
             del state
             self.forward_size: ForwardSize = counted or meter.size()
-            self._witness = Witness(z, {name: self._real(name, g) for name, g in gradients.items()})
-            _check_finite(self._witness.gradients)
+            real = {name: self._real(name, g) for name, g in gradients.items()}
+            self._witness: Witness | None = Witness(z, real)
+            _check_finite(real)
             if not known:
                 self._compare_with_exchanged(z)
 
@@ -305,7 +332,7 @@ class StateFunction:
                 f"(dropout?); {said('call model.eval() first', 'leave --train-mode out')}, or make its "
                 "randomness an input"
             )
-        missed = _differing(self._witness.gradients, gradients, self.dtype)
+        missed = _differing(self.witness().gradients, gradients, self.dtype)
         if missed:
             raise ValueError(
                 f"the parameter {missed!r} is reached by a path besides its module's (a list or closure "
@@ -319,6 +346,12 @@ class StateFunction:
         return (
             torch.view_as_real(value.resolve_conj()) if value is not None and name in self._complex else value
         )
+
+
+def _check_probe(state: Tensor) -> Tensor:
+    """z, the same for every state of a shape."""
+    generator = torch.Generator().manual_seed(CHECK_SEED)
+    return torch.randn(state.shape, generator=generator, dtype=torch.float64).to(state.device, state.dtype)
 
 
 def _differing(

@@ -147,8 +147,13 @@ class SampleJacobian:
         del bare.function, bare._derived
         return bare
 
-    def taken_to(self, function: StateFunction, ledger: Ledger) -> SampleJacobian:
-        """The same graph for a function with the same constants, checked as if it were new.
+    def taken_to(self, function: StateFunction, ledger: Ledger, *, check: bool = True) -> SampleJacobian:
+        """The same graph for a function with the same constants.
+
+        Args:
+            function: The function.
+            ledger: Where products are entered.
+            check: Whether it is checked as if it were new; not needed where it was for the same values.
 
         Raises:
             StructureError: If the graph does not hold there.
@@ -158,7 +163,8 @@ class SampleJacobian:
         twin._derived = derived_weights(twin.graph, function.parameters)
         twin._portions = twin._find_portions(self._portions.budget)
         twin.ledger = ledger
-        twin._check()
+        if check:
+            twin._check()
         return twin
 
     def _find_portions(self, budget: int) -> Portions:

@@ -20,7 +20,7 @@ from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.operators.space import Small
 
-__all__ = ["ProbedGradients"]
+__all__ = ["ProbedGradients", "Rows", "Sides"]
 
 
 #: The layer of the model's own parameters, which are in no module of it.
@@ -43,6 +43,11 @@ class ProbedGradients:
     def batch(self) -> int:
         """B, the number of samples."""
         return self._jacobian.batch
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """(B,): the samples come at once."""
+        return (self.batch,)
 
     @property
     def size(self) -> int:
@@ -104,8 +109,7 @@ class ProbedGradients:
         blocks, probes = -(-self.batch // block), self._probes
         step = max(1, room // (block * probes) ** 2)
         first = next(iter(factors.values()), None)
-        index = torch.as_tensor(order, device=None if first is None else first.device)
-        cuts = [_cut_factor(factor, index, block) for factor in factors.values()]
+        cuts = self.cuts(order, block)
         for offset in offsets:
             for start in range(0, blocks, step):
                 count = min(step, blocks - start)
@@ -117,6 +121,13 @@ class ProbedGradients:
                 for cut in cuts:
                     cut.add(start, offset, total)
                 yield offset, start, total.to("cpu", torch.float64).numpy()
+
+    def cuts(self, order: NDArray[np.int64], block: int) -> list[Rows | Sides]:
+        """The gradients of every parameter group in blocks of so many samples, in an order."""
+        ((_, factors),) = self._parts
+        first = next(iter(factors.values()), None)
+        index = torch.as_tensor(order, device=None if first is None else first.device)
+        return [_cut_factor(factor, index, block) for factor in factors.values()]
 
 
 def _partners(batch: int) -> int:
@@ -165,10 +176,20 @@ def _products(x: Tensor, start: int, count: int, offset: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Formed gradients in blocks, shape (nb, q·k, P)."""
 
     values: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.values.nbytes
+
+    def beside(self, blocks: range, other: Rows, others: range) -> Rows:
+        """Some of these blocks, followed by some of others."""
+        both = (self.values[blocks.start : blocks.stop], other.values[others.start : others.stop])
+        return Rows(torch.cat(both))
 
     def add(self, start: int, offset: int, total: Tensor) -> None:
         """Adds the products of some blocks with those at an offset."""
@@ -176,13 +197,25 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Sides:
+class Sides:
     """Outer products in blocks: δ of shape (nb, g, q·k·T, O), a of shape (nb, g, q·T, I), or words."""
 
     delta: Tensor
     sample: Tensor
     is_lookup: bool
     positions: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.delta.nbytes + self.sample.nbytes
+
+    def beside(self, blocks: range, other: Sides, others: range) -> Sides:
+        """Some of these blocks, followed by some of others."""
+        ours, theirs = slice(blocks.start, blocks.stop), slice(others.start, others.stop)
+        delta = torch.cat([self.delta[ours], other.delta[theirs]])
+        sample = torch.cat([self.sample[ours], other.sample[theirs]])
+        return dataclasses.replace(self, delta=delta, sample=sample)
 
     def add(self, start: int, offset: int, total: Tensor) -> None:
         """Adds (δ·δ')(a·a') of some blocks, summed over groups and positions."""
@@ -202,13 +235,13 @@ class _Sides:
             total += deltas.mul_(grams).sum((1, 4, 7))
 
 
-def _cut_factor(factor: Factor, index: Tensor, block: int) -> _Rows | _Sides:
+def _cut_factor(factor: Factor, index: Tensor, block: int) -> Rows | Sides:
     if not isinstance(factor, Outer):
-        return _Rows(_cut(widened(factor.rows()).transpose(0, 1), index, block).flatten(1, 2))
+        return Rows(_cut(widened(factor.rows()).transpose(0, 1), index, block).flatten(1, 2))
     delta = _cut(widened(factor.probe_side).transpose(0, 1), index, block).movedim(3, 1).flatten(2, 4)
     side, positions = factor.sample_side, factor.probe_side.shape[3]
     if isinstance(side, Lookup):
-        return _Sides(delta.contiguous(), _cut(side.index, index, block).flatten(1), True, positions)
+        return Sides(delta.contiguous(), _cut(side.index, index, block).flatten(1), True, positions)
     assert isinstance(side, Features)
     sample = _cut(widened(side.values), index, block).movedim(2, 1).flatten(2, 3)
-    return _Sides(delta.contiguous(), sample.contiguous(), False, positions)
+    return Sides(delta.contiguous(), sample.contiguous(), False, positions)

@@ -11,7 +11,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,7 +26,15 @@ from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.errors import said
 
-__all__ = ["BlockSource", "RowBlock", "SampleRows", "WholeRows", "dense_kernel", "kernel_inner_products"]
+__all__ = [
+    "BlockSource",
+    "CutSource",
+    "RowBlock",
+    "SampleRows",
+    "WholeRows",
+    "dense_kernel",
+    "kernel_inner_products",
+]
 
 # Rows in a block: tiles of this many rows squared stay in a processor's caches.
 _ROWS = 1024
@@ -62,6 +70,21 @@ class BlockSource(Protocol):
 
     def blocks(self, start: int, stop: int) -> Iterator[RowBlock]:
         """Blocks start..stop-1, computed anew."""
+        ...
+
+
+@runtime_checkable
+class CutSource(BlockSource, Protocol):
+    """A source whose blocks may be of another size.
+
+    Attributes:
+        rows: Rows in a block, about.
+    """
+
+    rows: int
+
+    def with_rows(self, rows: int) -> BlockSource:
+        """The same rows in blocks of so many."""
         ...
 
 
@@ -211,8 +234,8 @@ def kernel_inner_products(
 
 def _in_step(sources: Sequence[BlockSource]) -> list[BlockSource]:
     """The sources with the same rows in each block: the smallest that any of them would take."""
-    rows = min((source.rows for source in sources if isinstance(source, SampleRows)), default=0)
-    return [source.with_rows(rows) if isinstance(source, SampleRows) else source for source in sources]
+    rows = min((source.rows for source in sources if isinstance(source, CutSource)), default=0)
+    return [source.with_rows(rows) if isinstance(source, CutSource) else source for source in sources]
 
 
 def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> Tensor:

@@ -1,0 +1,28 @@
+"""The torch engine of a model and its inputs: of one batch, or of data that streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ntkscope.data import is_stream
+from ntkscope.engines.base import Engine
+from ntkscope.engines.torch.compat import pytree
+from ntkscope.engines.torch.kernel import TorchEngine
+from ntkscope.engines.torch.stream.engine import StreamEngine
+
+__all__ = ["accepts", "make"]
+
+
+def accepts(model: Any) -> bool:
+    """Whether a model is one of torch."""
+    return isinstance(model, nn.Module)
+
+
+def make(model: nn.Module, inputs: Any, **options: Any) -> Engine:
+    """The engine, as :func:`ntkscope.engines.pick.make_engine` asks for it."""
+    # A class that pytrees know is taken apart by them.
+    leaves = pytree.tree_leaves(inputs) if is_stream(inputs) else []
+    is_whole = len(leaves) == 1 and leaves[0] is inputs
+    return (StreamEngine if is_whole else TorchEngine)(model, inputs, **options)

@@ -1,0 +1,1 @@
+"""Data that streams: the kernel of a whole set, batch by batch."""

@@ -1,0 +1,106 @@
+"""The samples of data that streams: every batch's in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkscope.engines.base import Directions
+from ntkscope.engines.torch.samples.tiles import kernel_inner_products
+from ntkscope.engines.torch.stream.probed import StreamProbed
+from ntkscope.engines.torch.stream.rows import StreamRows
+from ntkscope.engines.torch.stream.source import Stream, samples_of
+from ntkscope.operators.space import Small
+
+__all__ = ["StreamSamples"]
+
+
+_NO_FORWARD = (
+    "method 'per-sample-forward' is not there for data that streams; "
+    "use method='per-sample', or pass one batch"
+)
+
+
+class StreamSamples:
+    """The Jacobian of every sample, as :class:`ntkscope.engines.base.Samples` describes it.
+
+    Args:
+        stream: The model and its data.
+        budget: Bytes that one step of work may take.
+    """
+
+    def __init__(self, stream: Stream, budget: int) -> None:
+        self._stream = stream
+        self._budget = budget
+
+    @property
+    def batch(self) -> int:
+        """B, the number of samples in all batches."""
+        return self._stream.axes.batch
+
+    @property
+    def outputs(self) -> int:
+        """The size of one sample's state."""
+        return self._stream.shape[0] // self.batch
+
+    def state_index(self) -> NDArray[np.int64]:
+        """As :meth:`ntkscope.engines.base.Samples.state_index`."""
+        return np.asarray(self._stream.axes.state_index().numpy(), dtype=np.int64)
+
+    def squares(self, probes: NDArray[np.float64]) -> Small:
+        """‖J_bᵀz_b‖² for probes of shape (n, k), to (k, B), by one pass over the data."""
+        parts = [
+            samples_of(engine).squares(probes[places.numpy()]) for engine, places in self._stream.visits()
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def forward_squares(self, count: int, directions: Directions) -> Small:
+        """Not of data that streams.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(_NO_FORWARD)
+
+    @property
+    def direction_size(self) -> int:
+        """As :meth:`forward_squares`."""
+        raise NotImplementedError(_NO_FORWARD)
+
+    def exact_squares(self, report: Callable[[int, int], None]) -> Small:
+        """‖J_b‖²_F of every sample, by one-hot probes, in one pass."""
+        parts: list[Small] = []
+        for number, (engine, _) in enumerate(self._stream.visits()):
+            before, batch = self._stream.starts[number], self._stream.batches[number]
+
+            def here(done: int, total: int, before: int = before, batch: int = batch) -> None:
+                report(round(1000 * (before + batch * done / max(total, 1))), 1000 * self.batch)
+
+            parts.append(samples_of(engine).exact_squares(here))
+        return np.concatenate(parts)
+
+    def exact_moments(self, others: Sequence[Any], report: Callable[[int, int], None]) -> tuple[Small, Small]:
+        """Traces and inner products in tiles over all pairs of batches, by layer factors."""
+        sources = [StreamRows(samples._stream) for samples in (self, *others)]
+        return kernel_inner_products(sources, self._budget, report)
+
+    def probed(self) -> StreamProbed:
+        """As :meth:`ntkscope.engines.base.Samples.probed`."""
+        return StreamProbed(self._stream, self._budget)
+
+    def is_comparable(self, other: Any) -> bool:
+        """Whether the other's samples come in the same batches, along the same axes of the state."""
+        return isinstance(other, StreamSamples) and (
+            self._stream.batches,
+            self._stream.axes.state_axis,
+            self._stream.axes.state_shape,
+        ) == (other._stream.batches, other._stream.axes.state_axis, other._stream.axes.state_shape)
+
+    def describe(self) -> str:
+        """What is known of the model, in words."""
+        batches = self._stream.batches
+        known = samples_of(self._stream.visit(0, self._stream.reader())).describe()
+        return f"{self.batch:,} samples in {len(batches):,} batches, of which the first: {known}"
