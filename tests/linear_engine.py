@@ -249,9 +249,6 @@ class LinearSamples:
     def probed(self) -> ProbedLayer:
         return ProbedLayer(self)
 
-    def index(self) -> NDArray[np.int64]:
-        return np.arange(self.slopes.size).reshape(self.slopes.shape)
-
     def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Array:
         self.ledger.add(vjps=probes.shape[1])
         delta = self.slopes[..., None] * probes.reshape(*self.slopes.shape, -1)

@@ -145,10 +145,6 @@ class Samples(Protocol):
         """Gradients of every sample for random probes, with their inner products; none drawn yet."""
         ...
 
-    def index(self) -> NDArray[np.int64]:
-        """Position in the flattened state of every output of every sample: shape (B, s)."""
-        ...
-
     def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
         """Inner products of gradients of probes over the whole state, shape (n, r · rows), r · rows VJPs.
 

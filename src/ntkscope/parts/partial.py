@@ -57,7 +57,7 @@ def sample_axis(engine: Engine) -> int | None:
         return None
     if samples.batch < 2:
         return 0
-    first, second = (np.unravel_index(place, engine.output_shape) for place in samples.index()[:2, 0])
+    first, second = (np.unravel_index(place, engine.output_shape) for place in samples.state_index()[:2, 0])
     (axis,) = [place for place, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
     return axis
 

@@ -85,7 +85,7 @@ class SampleGramRun:
             raise ValueError(f"the per-sample Gram needs two probes; spend {self.minimum} products or more")
         if self._found is None:
             ring = Ring.of_batches(self._kernels[0].batches, self._probes, self._seed)
-            outputs = self._kernels[0].size // len(ring.order)
+            outputs = self._kernels[0].size // self._kernels[0].batch
             self._found = ring_moments(self._kernels, ring, self._probes, outputs)
         return self._found
 
@@ -280,5 +280,5 @@ def ring_moments(
     parts |= dict(zip(places, sums.parts(), strict=True))
     epsilon = max(kernel.epsilon for kernel in kernels)
     # Signs of one output are alike whatever they are; those of a few outputs repeat their patterns.
-    telling = outputs == 1 or batch * (outputs - 1) * (probes - 1) >= _CHANCE_BITS
+    telling = outputs == 1 or len(ring.places) * (outputs - 1) * (probes - 1) >= _CHANCE_BITS
     return RingMoments(parts, sums.counted(), ring.weight, ring.missing, telling, epsilon, ring.is_shuffled)

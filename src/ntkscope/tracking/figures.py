@@ -168,7 +168,7 @@ def matrix_figure(
     drawn = figure.colorbar(mesh, ax=axis, shrink=0.9)
     drawn.set_label(bar, fontsize=LETTERS, color=INK)
     drawn.ax.tick_params(labelsize=LETTERS - 1, colors=INK)
-    drawn.outline.set_visible(False)  # type: ignore[operator]
+    drawn.outline.set_visible(False)
     return figure
 
 

@@ -62,7 +62,7 @@ class PartialProblem:
     def of(cls, engine: Engine, axes: Axes) -> PartialProblem:
         """Looks for samples."""
         samples = engine.samples()
-        index = np.arange(engine.shape[0])[None] if isinstance(samples, Refusal) else samples.index()
+        index = np.arange(engine.shape[0])[None] if isinstance(samples, Refusal) else samples.state_index()
         return cls(engine, axes, samples, SampleRows.of(axes, index))
 
     @property
@@ -150,8 +150,8 @@ class OneHot:
         if isinstance(samples, Refusal):
             return self._whole(problem, report)
         # The number of an output in its sample; those of the first one speak for all.
-        number = np.empty(samples.index().size, dtype=np.int64)
-        number[samples.index()] = np.arange(samples.outputs)
+        number = np.empty(samples.state_index().size, dtype=np.int64)
+        number[samples.state_index()] = np.arange(samples.outputs)
         outputs = number[table[inside.rows[:, :1], inside.columns[:, :1].T]]
         found = samples.output_grams(outputs, across=inside.across, report=report)
         size = problem.axes.size

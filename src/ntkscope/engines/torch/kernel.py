@@ -346,10 +346,6 @@ class TorchSamples:
         """As :meth:`ntkscope.engines.base.Samples.probed`."""
         return ProbedGradients(self.jacobian)
 
-    def index(self) -> NDArray[np.int64]:
-        """Position in the flattened state of every output of every sample: shape (B, s)."""
-        return np.asarray(self.jacobian.axes.state_index().numpy())
-
     def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
         """As :meth:`ntkscope.engines.base.Samples.grams`."""
         return probe_grams(self.jacobian, torch.from_numpy(probes), rows, across=across)

@@ -110,6 +110,8 @@ class StateFunction:
             depends on parameters by a path of its own.
     """
 
+    _witness: Witness | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -295,7 +297,7 @@ class StateFunction:
             del state
             self.forward_size: ForwardSize = counted or meter.size()
             real = {name: self._real(name, g) for name, g in gradients.items()}
-            self._witness: Witness | None = Witness(z, real)
+            self._witness = Witness(z, real)
             _check_finite(real)
             if not known:
                 self._compare_with_exchanged(z)

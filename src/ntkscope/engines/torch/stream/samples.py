@@ -24,6 +24,9 @@ _NO_FORWARD = (
 )
 
 
+_NO_PARTS = "partial traces are not there for data that streams; pass one batch of it"
+
+
 class StreamSamples:
     """The Jacobian of every sample, as :class:`ntkscope.engines.base.Samples` describes it.
 
@@ -90,6 +93,20 @@ class StreamSamples:
     def probed(self) -> StreamProbed:
         """As :meth:`ntkscope.engines.base.Samples.probed`."""
         return StreamProbed(self._stream, self._budget)
+
+    def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
+        """None, of data that streams."""
+        raise ValueError(_NO_PARTS)
+
+    def output_grams(
+        self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
+    ) -> Small:
+        """None, of data that streams."""
+        raise ValueError(_NO_PARTS)
+
+    def forward(self, count: int, directions: Directions) -> Small:
+        """None, of data that streams."""
+        raise ValueError(_NO_PARTS)
 
     def is_comparable(self, other: Any) -> bool:
         """Whether the other's samples come in the same batches, along the same axes of the state."""
