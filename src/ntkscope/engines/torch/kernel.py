@@ -363,7 +363,7 @@ class TorchSamples:
         )
         self.jacobian.ledger.add(jvps=count)
         flat = np.empty((count, states[0].numel()))
-        flat[:, self.index()] = states.flatten(2).double().cpu().numpy()
+        flat[:, self.state_index()] = states.flatten(2).double().cpu().numpy()
         return flat
 
     def is_comparable(self, other: Any) -> bool:
