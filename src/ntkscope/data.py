@@ -160,10 +160,10 @@ def is_stream(value: Any) -> bool:
     kind = type(value)
     if kind.__module__.startswith("torch.") or Loaders().accepts(value):
         return any(cls.__name__ == "DataLoader" for cls in kind.__mro__)
-    plain = (str, bytes, bytearray, set, frozenset, range, tuple, list, Mapping, np.ndarray, np.generic)
-    is_data = isinstance(value, plain) or any(
-        hasattr(kind, name) for name in ("__array__", "untyped_storage")
-    )
+    plain = (str, bytes, bytearray, set, frozenset, range)
+    # What a source turns into tensors is data of one batch.
+    is_data = isinstance(value, plain) or any(source.accepts(value) for source in SOURCES)
+    is_data = is_data or any(hasattr(kind, name) for name in ("__array__", "untyped_storage"))
     # Modules and records are iterable too, by their children or their fields.
     is_data = is_data or any(hasattr(kind, name) for name in ("named_parameters", "keys", "to_dict"))
     return not is_data and hasattr(kind, "__iter__")
