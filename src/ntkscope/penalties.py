@@ -210,7 +210,8 @@ def _pulled(
 
 def _forms(pulled: _Pulled) -> Tensor:
     """M_ij = g_i·g_j, shape (k, k)."""
-    total = pulled.signs.new_zeros(())
+    count = len(pulled.signs)
+    total = pulled.signs.new_zeros(count, count)
     for gradients in zip(*pulled.gradients, strict=True):
         if gradients[0] is None:
             continue

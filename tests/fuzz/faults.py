@@ -79,11 +79,11 @@ _PULLBACK = pullback.Pullback
 
 FAULTS: dict[str, Fault] = {
     "a path besides the module's": Fault(
-        1, ((state, "_differing", _always("")),), _model("weights in a list")
+        1, ((state, "differing", _always("")),), _model("weights in a list")
     ),
     "a copy": Fault(
         1,
-        ((own, "unwrapped", copy.deepcopy), (state, "_check_leaves", _always(None))),
+        ((own, "unwrapped", copy.deepcopy), (state, "check_leaves", _always(None))),
         _model("lambda over self"),
     ),
     "an unchecked structure": Fault(2, _UNCHECKED, _model("batch mean of gradients")),

@@ -14,10 +14,29 @@ from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Factor, Small
 from ntkscope.runs.ring import ProbedSamples
 
-__all__ = ["Directions", "Engine", "LinearMap", "Machine", "ProbedSamples", "Refusal", "Samples", "Sizes"]
+__all__ = [
+    "Directions",
+    "Engine",
+    "LinearMap",
+    "Machine",
+    "ProbedSamples",
+    "Refusal",
+    "Samples",
+    "Sizes",
+    "layer_of",
+]
 
 #: ``directions(probes, samples)``: random probes over the parameters, shape (k, B, p).
 Directions: TypeAlias = Callable[[range, range], NDArray[np.float64]]
+
+
+def layer_of(parameter: str) -> str:
+    """The module that holds a parameter, by its dotted name; ``"self"`` for the model's own.
+
+    >>> layer_of("encoder.0.weight"), layer_of("scale")
+    ('encoder.0', 'self')
+    """
+    return parameter.rpartition(".")[0] or "self"
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ntkscope.engines.base import Engine, Refusal, Samples
+from ntkscope.engines.base import Engine, Samples
 from ntkscope.fingerprints.fingerprint import Fingerprint
 from ntkscope.operators.ledger import Meter
 from ntkscope.runs.centered import MINIMUM, shared_probes
 from ntkscope.runs.centered import centered as centered_tiles
 from ntkscope.runs.kept import Tiles, kept_products
-from ntkscope.runs.ring import Ring, RingProducts, check_at_once
+from ntkscope.runs.ring import Ring, RingProducts
 from ntkscope.runs.sample_gram import sample_signs
 from ntkscope.settings import Options
+from ntkscope.ways.base import own_samples
 from ntkscope.ways.per_sample import gram_bytes
 
 __all__ = ["take_fingerprint"]
@@ -74,13 +75,7 @@ def _check_pairs(engine: Engine, ring: Ring, probes: int) -> None:
 
 
 def _samples(engine: Engine, probes: int) -> Samples:
-    samples = engine.samples()
-    if isinstance(samples, Refusal):
-        raise ValueError(
-            f"a fingerprint needs samples that are treated on their own: {samples.reason}; "
-            "name the samples' axis by batch_dim=, or use measure()"
-        )
-    check_at_once(samples.probed(), "a fingerprint")
+    samples = own_samples(engine, "a fingerprint", ", or use measure()")
     needed = gram_bytes(engine.sizes(), probes)
     if needed > engine.budget:
         raise ValueError(

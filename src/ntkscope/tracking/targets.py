@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntkscope.engines.base import layer_of
 from ntkscope.ntk import NTK
 
 __all__ = ["Targets"]
@@ -69,7 +70,7 @@ class Targets:
                 continue
             size = parameter.numel() * (2 if parameter.is_complex() else 1)
             part = gradient[start : start + size]
-            layer = name.rpartition(".")[0] or "self"
+            layer = layer_of(name)
             found[layer] = found.get(layer, 0.0) + float(part @ part) / self.square
             start += size
         return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ntkscope import measure
-from ntkscope.engines.base import Engine, Refusal, Samples
+from ntkscope.engines.base import Engine, Samples
 from ntkscope.engines.centered import CenteredEngine
 from ntkscope.metrics import evaluate
 from ntkscope.operators.centered import CenteredMap
@@ -21,10 +21,10 @@ from ntkscope.runs.centered import CenteredGramRun
 from ntkscope.runs.drive import drive
 from ntkscope.runs.group import MappedRun
 from ntkscope.runs.moments import Moments, MomentSource
-from ntkscope.runs.ring import check_at_once
 from ntkscope.settings import Options
+from ntkscope.ways.base import own_samples
 
-__all__ = ["centered_alignment", "samples_of"]
+__all__ = ["centered_alignment"]
 
 #: Dense kernels, and what is made of them on the way, at once.
 _COPIES = 4
@@ -35,22 +35,6 @@ class _Kernel:
     """A kernel as :class:`ntkscope.ways.base.Problem` takes it."""
 
     engine: CenteredEngine
-
-
-def samples_of(engine: Engine, what: str) -> Samples:
-    """The samples of a model.
-
-    Raises:
-        ValueError: If they are not known one by one.
-    """
-    samples = engine.samples()
-    if isinstance(samples, Refusal):
-        raise ValueError(
-            f"{what} needs samples that are treated on their own: {samples.reason}; name the samples' axis "
-            "by batch_dim="
-        )
-    check_at_once(samples.probed(), what)
-    return samples
 
 
 def centered_alignment(engine: Engine, other: Any, method: str, options: Options) -> Estimate:
@@ -64,7 +48,7 @@ def centered_alignment(engine: Engine, other: Any, method: str, options: Options
     """
     second: Engine | None = getattr(other, "engine", None)
     with engine.session():
-        samples = samples_of(engine, "a centred alignment")
+        samples = own_samples(engine, "a centred alignment")
         first = CenteredEngine(engine, samples)
         if method == "per-sample":
             return _by_gram(engine, second, samples, options)
@@ -96,7 +80,7 @@ def _by_gram(engine: Engine, second: Engine | None, samples: Samples, options: O
         raise ValueError(
             "method 'per-sample' needs two models, found a matrix; use method='auto' or 'sketch'"
         )
-    theirs = samples_of(second, "a centred alignment")
+    theirs = own_samples(second, "a centred alignment")
     meter = Meter([engine.ledger, second.ledger])
     epsilon = engine.kernel_map().epsilon
     run = CenteredGramRun([samples.probed(), theirs.probed()], samples.state_index(), seed=options.seed)

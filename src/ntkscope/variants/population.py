@@ -17,9 +17,10 @@ from ntkscope.runs.group import MappedRun, Once, Priced
 from ntkscope.runs.moments import Moments, MomentSource
 from ntkscope.runs.population import POWERS, QUANTITY, PopulationRun, exact_population
 from ntkscope.settings import DEFAULT_RTOL, Options
-from ntkscope.variants.centered import samples_of
+from ntkscope.ways.base import own_samples
 from ntkscope.ways.exact import Tiles
 from ntkscope.ways.per_sample import PerSampleGram, gram_bytes
+from ntkscope.ways.plan import USUAL
 
 __all__ = ["METHODS", "population_effective_rank"]
 
@@ -34,7 +35,7 @@ def population_effective_rank(engine: Engine, method: str, options: Options) -> 
             + ", ".join(map(repr, METHODS))
         )
     with engine.session(), progress_bar(options.progress, "effective rank") as listener:
-        samples = samples_of(engine, "the population's effective rank")
+        samples = own_samples(engine, "the population's effective rank")
         if samples.batch < 2:
             raise ValueError("the population's effective rank needs two samples or more, found 1")
         meter = Meter([engine.ledger])
@@ -72,7 +73,7 @@ def _price(engine: Engine, options: Options) -> int | None:
     sizes, machine, gram = engine.sizes(), engine.machine(), PerSampleGram()
     if gram_bytes(sizes, sizes.outputs) > sizes.budget:
         return None
-    exact, rtol = Tiles().seconds(sizes, machine, 0), options.rtol or DEFAULT_RTOL
-    if exact <= gram.seconds(sizes, machine, rtol):
+    if Tiles().seconds(sizes, machine, 0) <= gram.seconds(sizes, machine, options.rtol or DEFAULT_RTOL):
         return 0
-    return max(2, math.ceil(exact / gram.product_seconds(sizes, machine)))
+    # Where a run ends must not depend on the clock.
+    return max(2, math.ceil(Tiles().seconds(sizes, USUAL, 0) / gram.product_seconds(sizes, USUAL)))

@@ -15,6 +15,7 @@ from ntkscope.operators.space import Factor, Map
 from ntkscope.progress import ProgressListener
 from ntkscope.runs.drive import Run
 from ntkscope.runs.moments import Moment, MomentSource
+from ntkscope.runs.ring import check_at_once
 
 __all__ = ["NeedsSamples", "Problem", "Start", "Way"]
 
@@ -227,6 +228,27 @@ class NeedsSamples:
         """The reason why there is no per-sample structure, if there is none."""
         samples = problem.samples
         return samples.reason if isinstance(samples, Refusal) else ""
+
+
+def own_samples(engine: Engine, what: str, instead: str = "") -> Samples:
+    """The samples of a model, for what cannot do without.
+
+    Args:
+        engine: Of the model.
+        what: What needs them, for the error.
+        instead: Another remedy than naming their axis.
+
+    Raises:
+        ValueError: If they are not known one by one, or come in batches.
+    """
+    samples = engine.samples()
+    if isinstance(samples, Refusal):
+        raise ValueError(
+            f"{what} needs samples that are treated on their own: {samples.reason}; name the samples' axis "
+            f"by batch_dim={instead}"
+        )
+    check_at_once(samples.probed(), what)
+    return samples
 
 
 def per_sample_of(problem: Problem, method: str) -> Sequence[Samples]:

@@ -16,10 +16,20 @@ from ntkscope.settings import Options
 from ntkscope.ways.base import Problem, Way
 from ntkscope.ways.table import WAYS
 
-__all__ = ["Exact", "Plan", "Prediction", "choose", "exact_instead", "make_plan", "predict", "ways_of"]
+__all__ = [
+    "USUAL",
+    "Exact",
+    "Plan",
+    "Prediction",
+    "choose",
+    "exact_instead",
+    "make_plan",
+    "predict",
+    "ways_of",
+]
 
-# An ordinary processor.
-_USUAL = Machine(flops=5e10, elements=1e9, call=5e-6)
+#: An ordinary processor: for prices that must not depend on the clock.
+USUAL = Machine(flops=5e10, elements=1e9, call=5e-6)
 
 
 @dataclass(frozen=True)
@@ -201,14 +211,14 @@ def exact_instead(problem: Problem, way: Way) -> Exact:
     assert sizes is not None
     ways = [w for w in WAYS if w.is_exact and w.needs_model and w.serves(problem.of_products)]
     possible = [w for w in ways if not w.why_not(problem)]
-    own = way.start_seconds(sizes, _USUAL)
+    own = way.start_seconds(sizes, USUAL)
 
     def worth(exact: Way) -> float:
         # What both do before their first product, neither saves.
-        return exact.seconds(sizes, _USUAL, problem.rtol) - min(own, exact.start_seconds(sizes, _USUAL))
+        return exact.seconds(sizes, USUAL, problem.rtol) - min(own, exact.start_seconds(sizes, USUAL))
 
     best = min(possible, key=worth)
-    return Exact(best, math.ceil(worth(best) / way.product_seconds(sizes, _USUAL)))
+    return Exact(best, math.ceil(worth(best) / way.product_seconds(sizes, USUAL)))
 
 
 def _pays_for_exact(problem: Problem, options: Options) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkscope.engines.torch.errors import first_line
 from ntkscope.engines.torch.memory import is_out_of_memory
 
-__all__ = ["own_backward", "without_hooks"]
+__all__ = ["first_backward", "without_hooks"]
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def without_hooks(parameters: Collection[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def own_backward(parameters: Collection[Tensor]) -> Iterator[None]:
+def first_backward(parameters: Collection[Tensor]) -> Iterator[None]:
     """A first backward pass: what it cannot do is said in our words; gradients of before are put back.
 
     Args:

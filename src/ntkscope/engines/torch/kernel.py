@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -276,7 +277,6 @@ class TorchSamples:
     def __init__(self, jacobian: SampleJacobian) -> None:
         self.jacobian = jacobian
         self._tangents: SampleTangents | None = None
-        self._strata: tuple[Tensor | None] | None = None
 
     @property
     def batch(self) -> int:
@@ -295,15 +295,14 @@ class TorchSamples:
     def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), the strata of every z_b on their spheres, to (k, B)."""
         z = self._tensor(np.ascontiguousarray(probes.T))
-        scales = on_spheres(self.jacobian.axes.to_samples(z), self._silent())
+        scales = on_spheres(self.jacobian.axes.to_samples(z), self._silent)
         return np.asarray((self.jacobian.squared_norms(z) * scales).cpu().numpy(), dtype=np.float64)
 
+    @functools.cached_property
     def _silent(self) -> Tensor | None:
         """Which outputs are 0 in the batch, as a ReLU leaves them; ``None`` where they make no strata."""
-        if self._strata is None:
-            state = self.jacobian.axes.to_samples(self.jacobian.function.state.reshape(1, -1))[0].flatten(1)
-            self._strata = strata_of(state == 0)
-        return self._strata[0]
+        state = self.jacobian.axes.to_samples(self.jacobian.function.state.reshape(1, -1))[0].flatten(1)
+        return strata_of(state == 0)
 
     def forward_squares(self, count: int, directions: Directions) -> Small:
         """‖J_b u_b‖² with a direction for every probe and sample: shape (count, B)."""

@@ -7,7 +7,7 @@ numbers the second time, so that every row needs a forward pass of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.state import Parameters, StateFunction
+from ntkscope.engines.torch.witness import differing
 
 __all__ = ["Pullback"]
 
@@ -64,7 +65,7 @@ class Pullback:
         rows = torch.stack([witness.probe.flip(0), witness.probe][-count:])
         found = way(rows)
         last = {name: block[-1] for name, block in found.items()}
-        return _agree(witness.gradients, last, torch.finfo(self._function.dtype).eps)
+        return not differing(witness.gradients, last, self._function.dtype)
 
     # The ways, quickest first.
 
@@ -121,14 +122,3 @@ def _dense(gradient: Tensor) -> Tensor:
 
 def _or_zeros(gradient: Tensor | None, value: Tensor) -> Tensor:
     return torch.zeros_like(value) if gradient is None else gradient
-
-
-def _agree(expected: Mapping[str, Tensor | None], found: Parameters, epsilon: float) -> bool:
-    """Whether every parameter's gradient is the same, to far more than its rounding."""
-    sizes = {name: 0.0 if g is None else float(g.double().norm()) for name, g in expected.items()}
-    floor = 1e3 * epsilon * max(sizes.values(), default=0.0)
-    return all(
-        float((found[name].double() - (0.0 if g is None else g.double())).norm())
-        <= epsilon**0.5 * sizes[name] + floor
-        for name, g in expected.items()
-    )

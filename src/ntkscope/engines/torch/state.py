@@ -3,76 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ntkscope.engines.torch.backward import own_backward, without_hooks
+from ntkscope.engines.torch.backward import first_backward, without_hooks
 from ntkscope.engines.torch.capture import as_arguments, check_state, checked_inputs
 from ntkscope.engines.torch.checkpoints import as_in_training
 from ntkscope.engines.torch.compat import pytree
+from ntkscope.engines.torch.constants import Constants, have_one_form, layout_of, outlines
 from ntkscope.engines.torch.errors import first_line
+from ntkscope.engines.torch.history import check_leaves
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.meter import ForwardMeter, ForwardSize
-from ntkscope.engines.torch.modes import CHECK_SEED, differentiable_operations, has_recurrence, undisturbed
+from ntkscope.engines.torch.modes import differentiable_operations, has_recurrence, undisturbed
 from ntkscope.engines.torch.own import OwnModule
+from ntkscope.engines.torch.witness import Witness, check_finite, check_probe, differing
 from ntkscope.errors import said
 
-__all__ = ["Constants", "Parameters", "StateFunction", "Witness"]
+__all__ = ["Parameters", "StateFunction"]
 
 Parameters: TypeAlias = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Witness:
-    """One backward pass through the model, which every other way to its gradients must agree with.
-
-    Attributes:
-        probe: z, of the state's shape.
-        gradients: Jᵀz by parameter; ``None`` where no path leads to it.
-    """
-
-    probe: Tensor
-    gradients: dict[str, Tensor | None]
-
-
-@dataclass(frozen=True, eq=False)
-class Constants:
-    """What a state is made of besides the values of its parameters and inputs.
-
-    Attributes:
-        parameters: Name, shape, dtype and device of each.
-        output_shape: Shape of the state.
-        fixed: Frozen parameters and buffers, by name.
-        inputs: The form of the inputs, and shape, dtype and device of each tensor in it.
-    """
-
-    parameters: list[Any]
-    output_shape: tuple[int, ...]
-    fixed: dict[str, Tensor]
-    inputs: list[Any]
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Constants)
-            and (self.parameters, self.output_shape) == (other.parameters, other.output_shape)
-            and _equal(self.fixed, other.fixed)
-            and _equal_layout(self.inputs, other.inputs)
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """What keeping them takes, were they all dense."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.fixed.values())
-
-    @property
-    def comparable(self) -> bool:
-        """Whether they can be compared: sparse tensors cannot."""
-        return all(tensor.layout is torch.strided for tensor in self.fixed.values())
 
 
 class StateFunction:
@@ -202,15 +156,11 @@ class StateFunction:
     def constants(self) -> Constants:
         """What stays the same while the parameters' values change."""
         return Constants(
-            _outlines(self.parameters), tuple(self.output_shape), self._frozen | self._buffers, self._layout()
+            outlines(self.parameters),
+            tuple(self.output_shape),
+            self._frozen | self._buffers,
+            layout_of(self.inputs),
         )
-
-    def _layout(self) -> list[Any]:
-        leaves, spec = pytree.tree_flatten(self.inputs)
-        plain = [
-            leaf if not isinstance(leaf, Tensor) else (leaf.shape, leaf.dtype, leaf.device) for leaf in leaves
-        ]
-        return [str(spec), *plain]
 
     @contextmanager
     def operations(self) -> Iterator[None]:
@@ -224,9 +174,9 @@ class StateFunction:
     def witness(self) -> Witness:
         """One backward pass of a random z through the user's own module, over the whole batch."""
         if self._witness is None:
-            z = _check_probe(self.state)
+            z = check_probe(self.state)
             self._witness = Witness(z, self.gradients_of(z))
-            _check_finite(self._witness.gradients)
+            check_finite(self._witness.gradients)
         return self._witness
 
     def gradients_of(self, z: Tensor) -> dict[str, Tensor | None]:
@@ -246,7 +196,7 @@ class StateFunction:
         """
         twin = copy.copy(self)
         twin.inputs = checked_inputs(inputs, self._floating)
-        meter = None if twin._layout() == self._layout() else ForwardMeter()
+        meter = None if have_one_form(twin.inputs, self.inputs) else ForwardMeter()
         if state is None or meter is not None:
             with meter or nullcontext():
                 found = twin(self.parameters).detach()
@@ -284,21 +234,23 @@ class StateFunction:
         known = proven is not None and proven.module is self.module and self._own.is_like(proven._own)
         with torch.random.fork_rng(devices=devices):
             # What was counted of the same module in the same form holds; counting takes a third of a pass.
-            counted = proven.forward_size if known and proven and proven._layout() == self._layout() else None
+            counted = None
+            if known and proven is not None and have_one_form(proven.inputs, self.inputs):
+                counted = proven.forward_size
             meter = ForwardMeter()
             with without_hooks(trainable), as_in_training(), nullcontext() if counted else meter:
                 state = self._run(None, self.inputs)
                 check_state(state, self._chosen)
             self.state, self.output_shape = state.detach(), tuple(state.shape)
-            z = _check_probe(state)
-            with own_backward(trainable):
+            z = check_probe(state)
+            with first_backward(trainable):
                 gradients = self._gradients(state, self._trainable, z)
-            _check_leaves(state, trainable, self.inputs)
+            check_leaves(state, trainable, self.inputs)
             del state
             self.forward_size: ForwardSize = counted or meter.size()
             real = {name: self._real(name, g) for name, g in gradients.items()}
             self._witness = Witness(z, real)
-            _check_finite(real)
+            check_finite(real)
             if not known:
                 self._compare_with_exchanged(z)
 
@@ -334,7 +286,7 @@ class StateFunction:
                 f"(dropout?); {said('call model.eval() first', 'leave --train-mode out')}, or make its "
                 "randomness an input"
             )
-        missed = _differing(self.witness().gradients, gradients, self.dtype)
+        missed = differing(self.witness().gradients, gradients, self.dtype)
         if missed:
             raise ValueError(
                 f"the parameter {missed!r} is reached by a path besides its module's (a list or closure "
@@ -348,76 +300,3 @@ class StateFunction:
         return (
             torch.view_as_real(value.resolve_conj()) if value is not None and name in self._complex else value
         )
-
-
-def _check_probe(state: Tensor) -> Tensor:
-    """z, the same for every state of a shape."""
-    generator = torch.Generator().manual_seed(CHECK_SEED)
-    return torch.randn(state.shape, generator=generator, dtype=torch.float64).to(state.device, state.dtype)
-
-
-def _differing(
-    expected: Mapping[str, Tensor | None], found: Mapping[str, Tensor | None], dtype: torch.dtype
-) -> str:
-    """The first parameter whose gradients differ by more than rounding; empty if there is none."""
-    epsilon = torch.finfo(dtype).eps
-    sizes = [float(g.double().norm()) for g in (*expected.values(), *found.values()) if g is not None]
-    floor = 1e3 * epsilon * max(sizes, default=0.0)
-    for name, own in expected.items():
-        other = found[name]
-        if own is None and other is None:
-            continue
-        one, two = (torch.zeros(()) if g is None else g.double() for g in (own, other))
-        difference = float((one.cpu() - two.cpu()).norm())
-        if not difference <= epsilon**0.5 * float(one.norm()) + floor:
-            return name
-    return ""
-
-
-def _check_finite(gradients: Mapping[str, Tensor | None]) -> None:
-    """Refuses gradients of which no kernel can be made."""
-    for name, gradient in gradients.items():
-        if gradient is not None and not bool(gradient.isfinite().all()):
-            raise ValueError(
-                f"the gradient of the parameter {name!r} has entries that are NaN or infinite, though the "
-                "state has none; look for a root, logarithm or norm at 0, or use a model of higher precision"
-            )
-
-
-def _check_leaves(state: Tensor, parameters: Iterable[Tensor], inputs: Any) -> None:
-    """Refuses a state that depends on parameters which are none of the model's."""
-    known = {id(p) for p in parameters} | {id(x) for x in pytree.tree_leaves(inputs)}
-    seen: set[Any] = set()
-    stack = [state.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        # Other leaves are made inside of forward.
-        if isinstance(variable, nn.Parameter) and id(variable) not in known:
-            raise ValueError(
-                f"the state depends on a trainable parameter of shape {tuple(variable.shape)} that is "
-                "none of the model's; register it (nn.ParameterList, nn.ModuleList) or detach it "
-                "(requires_grad_(False))"
-            )
-        stack.extend(function for function, _ in node.next_functions)
-
-
-def _outlines(tensors: Mapping[str, Tensor]) -> list[Any]:
-    return [(name, value.shape, value.dtype, value.device) for name, value in tensors.items()]
-
-
-def _equal_layout(first: list[Any], second: list[Any]) -> bool:
-    # What is no tensor may compare in ways of its own (an array): only a plain True counts.
-    return len(first) == len(second) and all(
-        one is two or (type(one) is type(two) and (one == two) is True)
-        for one, two in zip(first, second, strict=True)
-    )
-
-
-def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return _outlines(first) == _outlines(second) and all(
-        torch.equal(value, second[name]) for name, value in first.items()
-    )

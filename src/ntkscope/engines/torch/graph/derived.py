@@ -24,6 +24,7 @@ from ntkscope.engines.torch.graph.operators import (
     splits,
 )
 from ntkscope.engines.torch.graph.recorder import Recording
+from ntkscope.engines.torch.graph.walks import leading_to
 from ntkscope.engines.torch.rules import find_rule
 from ntkscope.engines.torch.rules.products import is_product
 
@@ -209,13 +210,7 @@ def _derivation(
     copies: dict[fx.Node, fx.Node] = {}
     for index, name in enumerate(parameters):
         copies[search.placeholders[name]] = graph.placeholder(f"parameter_{index}")
-    needed: set[fx.Node] = set()
-    stack = list(weights)
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack.extend(node.all_input_nodes)
+    needed = leading_to(weights)
     for node in weights[0].graph.nodes:
         if node in needed and node not in copies:
             copies[node] = _copy(graph, node, copies)

@@ -28,12 +28,12 @@ from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.autocast import active_autocast, cast_by, casts_of, without_autocast
 from ntkscope.engines.torch.graph.below import Below
 from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, fill_in_values, record_bags
-from ntkscope.engines.torch.graph.history import own_backward
 from ntkscope.engines.torch.graph.inplace import functional_overload, writes_all_of_it
 from ntkscope.engines.torch.graph.known import KnownTensors, UnseenError
 from ntkscope.engines.torch.graph.operators import bound_arguments, drop_dead, is_random
 from ntkscope.engines.torch.graph.parts import read_part, write_part
 from ntkscope.engines.torch.graph.scattered import join_slices
+from ntkscope.engines.torch.history import own_backward
 
 __all__ = ["Recording", "record"]
 

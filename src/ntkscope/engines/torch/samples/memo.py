@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from ntkscope.engines.torch.constants import Constants
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
-from ntkscope.engines.torch.state import Constants, StateFunction
+from ntkscope.engines.torch.state import StateFunction
 
 __all__ = ["keep", "recall"]
 

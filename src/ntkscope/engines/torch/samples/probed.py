@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ntkscope.engines.base import layer_of
 from ntkscope.engines.torch.gradients.factors import Direct, Factor, Outer
 from ntkscope.engines.torch.gradients.sides import Features, Lookup, widened
 from ntkscope.engines.torch.graph.groups import Group
@@ -21,10 +22,6 @@ from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.operators.space import Small
 
 __all__ = ["ProbedGradients", "Rows", "Sides"]
-
-
-#: The layer of the model's own parameters, which are in no module of it.
-_OUTERMOST = "self"
 
 
 class ProbedGradients:
@@ -98,7 +95,7 @@ class ProbedGradients:
         ]
         layers: dict[str, list[Group]] = defaultdict(list)
         for name, group in sorted(named, key=lambda pair: place.get(pair[0], len(place))):
-            layers[name.rpartition(".")[0] or _OUTERMOST].append(group)
+            layers[layer_of(name)].append(group)
         return dict(layers)
 
     def ring(

@@ -17,18 +17,18 @@ __all__ = ["on_spheres", "strata_of"]
 _SMALLEST = 4
 
 
-def strata_of(first: Tensor) -> tuple[Tensor | None]:
+def strata_of(first: Tensor) -> Tensor | None:
     """The samples in which a stratum and its complement are both large enough.
 
     Args:
         first: Which outputs lie in it, shape (B, s).
 
     Returns:
-        The same with the other samples' empty, in a tuple; ``(None,)`` if all of them are.
+        The same with the other samples' empty; ``None`` if all of them are.
     """
     sizes = first.sum(1)
     fit = (sizes >= _SMALLEST) & (first.shape[1] - sizes >= _SMALLEST)
-    return (first & fit[:, None] if bool(fit.any()) else None,)
+    return first & fit[:, None] if bool(fit.any()) else None
 
 
 def on_spheres(z: Tensor, first: Tensor | None) -> Tensor:

@@ -23,6 +23,7 @@ from ntkscope.engines.torch.graph.operators import (
     unbound_axis,
     view_of,
 )
+from ntkscope.engines.torch.graph.walks import leading_to
 from ntkscope.engines.torch.reverse.written.layout import Layout, Reach, SplitOutput
 from ntkscope.engines.torch.reverse.written.pointwise import (
     FusedPointwise,
@@ -73,7 +74,7 @@ class Program:
         self.state, self.pieces, self._captured = nodes[-1].args[0]
         self._varied = _reached_from(nodes, [*samples, *taps])
         differentiable = [node for node in nodes if name_of(node) != "detach"]
-        among = _reached_from(differentiable, taps) & _leading_to([self.state, *self.pieces])
+        among = _reached_from(differentiable, taps) & leading_to([self.state, *self.pieces])
         self.live = [node for node in nodes if node in among and node.op == "call_function"]
         self._among = set(self.live)
         self._views: dict[fx.Node, View] = {}
@@ -195,18 +196,6 @@ def _reached_from(nodes: Iterable[fx.Node], starts: Iterable[fx.Node]) -> set[fx
     for node in nodes:
         if any(n in found for n in node.all_input_nodes):
             found.add(node)
-    return found
-
-
-def _leading_to(ends: Iterable[fx.Node]) -> set[fx.Node]:
-    """The ends, and all that they depend on."""
-    found: set[fx.Node] = set()
-    stack = list(ends)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
     return found
 
 

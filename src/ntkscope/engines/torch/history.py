@@ -1,0 +1,47 @@
+"""What autograd keeps of how a tensor was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkscope.engines.torch.compat import pytree
+
+__all__ = ["check_leaves", "own_backward"]
+
+
+def _functions(result: Tensor) -> Iterator[Any]:
+    """The functions of a tensor's history, each once."""
+    seen: set[Any] = set()
+    stack = [result.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(function for function, _ in node.next_functions)
+
+
+def own_backward(result: Tensor) -> tuple[str, ...]:
+    """Names of the functions with a backward of their own in a tensor's history."""
+    own = torch.autograd.function.BackwardCFunction
+    names = {type(f).__name__.removesuffix("Backward") for f in _functions(result) if isinstance(f, own)}
+    return tuple(sorted(names))
+
+
+def check_leaves(state: Tensor, parameters: Iterable[Tensor], inputs: Any) -> None:
+    """Refuses a state that depends on parameters which are none of the model's."""
+    known = {id(p) for p in parameters} | {id(x) for x in pytree.tree_leaves(inputs)}
+    for function in _functions(state):
+        variable = getattr(function, "variable", None)
+        # Other leaves are made inside of forward.
+        if isinstance(variable, nn.Parameter) and id(variable) not in known:
+            raise ValueError(
+                f"the state depends on a trainable parameter of shape {tuple(variable.shape)} that is "
+                "none of the model's; register it (nn.ParameterList, nn.ModuleList) or detach it "
+                "(requires_grad_(False))"
+            )

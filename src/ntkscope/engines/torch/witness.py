@@ -1,0 +1,63 @@
+"""One backward pass through the user's own module, and what another pass is held to it by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ntkscope.engines.torch.modes import CHECK_SEED
+
+__all__ = ["Witness", "check_finite", "check_probe", "differing"]
+
+
+@dataclass(frozen=True)
+class Witness:
+    """One backward pass through the model, which every other way to its gradients must agree with.
+
+    Attributes:
+        probe: z, of the state's shape.
+        gradients: Jᵀz by parameter; ``None`` where no path leads to it.
+    """
+
+    probe: Tensor
+    gradients: dict[str, Tensor | None]
+
+
+def check_probe(state: Tensor) -> Tensor:
+    """z, the same for every state of a shape."""
+    generator = torch.Generator().manual_seed(CHECK_SEED)
+    return torch.randn(state.shape, generator=generator, dtype=torch.float64).to(state.device, state.dtype)
+
+
+def differing(
+    expected: Mapping[str, Tensor | None], found: Mapping[str, Tensor | None], dtype: torch.dtype
+) -> str:
+    """The first parameter whose gradients differ by more than rounding; empty if there is none.
+
+    Two runs of the same pass differ by their rounding alone.
+    """
+    epsilon = torch.finfo(dtype).eps
+    sizes = [float(g.double().norm()) for g in (*expected.values(), *found.values()) if g is not None]
+    floor = 1e3 * epsilon * max(sizes, default=0.0)
+    for name, own in expected.items():
+        other = found[name]
+        if own is None and other is None:
+            continue
+        one, two = (torch.zeros(()) if g is None else g.double() for g in (own, other))
+        difference = float((one.cpu() - two.cpu()).norm())
+        if not difference <= epsilon**0.5 * float(one.norm()) + floor:
+            return name
+    return ""
+
+
+def check_finite(gradients: Mapping[str, Tensor | None]) -> None:
+    """Refuses gradients of which no kernel can be made."""
+    for name, gradient in gradients.items():
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            raise ValueError(
+                f"the gradient of the parameter {name!r} has entries that are NaN or infinite, though the "
+                "state has none; look for a root, logarithm or norm at 0, or use a model of higher precision"
+            )
