@@ -197,7 +197,7 @@ def test_sinks_get_every_number(tmp_path: Path) -> None:
     writer, logger = Writer(), Logger()
     log = [plain.append, writer, logger, tmp_path / "run.jsonl"]
     tracker = Tracker(model, inputs, 1, metrics=("trace",), log=log)
-    tracker.step(loss=torch.tensor(2.0))
+    tracker.step(loss=torch.tensor(2.0, requires_grad=True))
     assert plain == logger.seen
     assert list(plain[1]) == ["step", "ntk/trace", "ntk/trace/stderr", "loss"]
     assert ("loss", 2.0, 1) in writer.seen

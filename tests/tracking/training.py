@@ -65,3 +65,8 @@ def run(steps: int = STEPS, watch: Callable[[Training], Any] | None = None) -> T
         if tracker is not None:
             tracker.step(loss=loss)
     return training
+
+
+def problem_model() -> nn.Module:
+    """The model alone, for the command line."""
+    return problem()[0]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ntkscope.fingerprints import Fingerprint
 from ntkscope.results import Cost, Estimate
 
-__all__ = ["DEFAULT", "WATCHED", "Moment", "Watched", "check_watched", "numbers"]
+__all__ = ["DEFAULT", "WATCHED", "Moment", "Watched", "check_watched", "numbers", "target_alignment"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moment:
     """What the numbers of one moment are made of.
 
@@ -29,6 +30,16 @@ class Moment:
     last: Fingerprint | None = None
     pull: float | None = None
     pull_cost: Cost = field(default_factory=Cost)
+
+    @cached_property
+    def norm(self) -> Estimate:
+        """‖K‖, which several numbers are made of."""
+        return self.now.frobenius_norm()
+
+    @cached_property
+    def velocity(self) -> Estimate | None:
+        """1 - cos(K, K') with the look before."""
+        return None if self.last is None else self.now.distance(self.last)
 
 
 @dataclass(frozen=True)
@@ -57,28 +68,34 @@ def _with_start(moment: Moment) -> Estimate | None:
 
 
 def _with_last(moment: Moment) -> Estimate | None:
-    return None if moment.last is None else moment.now.alignment(moment.last)
-
-
-def _velocity(moment: Moment) -> Estimate | None:
-    return None if moment.last is None else moment.now.distance(moment.last)
+    # From the velocity, whose error bar is the better one.
+    return None if moment.velocity is None else moment.velocity.affine(-1.0, 1.0, "1 - {}")
 
 
 def _with_targets(moment: Moment) -> Estimate | None:
-    """‖Jᵀy‖² / (‖K‖‖y‖²): the numerator is exact, the error is that of the norm."""
     if moment.pull is None:
         return None
-    norm = moment.now.frobenius_norm()
-    value = moment.pull / norm.value if norm.value else math.nan
+    return target_alignment(moment.pull, moment.norm, moment.pull_cost)
+
+
+def target_alignment(pull: float, norm: Estimate, cost: Cost) -> Estimate:
+    """yᵀKy / (‖K‖‖y‖²), with the error that the norm's makes.
+
+    Args:
+        pull: ‖Jᵀy‖² / ‖y‖², exact.
+        norm: ‖K‖.
+        cost: Of the pull.
+    """
+    value = pull / norm.value if norm.value else math.nan
     relative = norm.relative_stderr
     return Estimate(
         value,
         None if relative is None or math.isnan(value) else value * relative,
-        "vjp and fingerprint",
+        f"vjp and {norm.method}",
         "target_alignment",
         None,
         norm.degrees_of_freedom,
-        norm.cost + moment.pull_cost,
+        norm.cost + cost,
         norm.seed,
         epsilon=norm.epsilon,
     )
@@ -110,7 +127,7 @@ WATCHED: dict[str, Watched] = {
         "velocity",
         "1 − cos(Kₜ₋₁, Kₜ)",
         "How far the kernel turned since the look before; high early and low later is the usual picture.",
-        _velocity,
+        lambda moment: moment.velocity,
     ),
     "alignment_last": Watched(
         "alignment with the look before",
@@ -129,7 +146,7 @@ WATCHED: dict[str, Watched] = {
         "Frobenius norm",
         "‖K‖",
         "The size of the kernel with its largest directions counted most; it grows as the gradients align.",
-        lambda moment: moment.now.frobenius_norm(),
+        lambda moment: moment.norm,
     ),
 }
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,23 +13,7 @@ from ntkscope.results import Cost, Estimate
 from ntkscope.tracking.metrics import Moment, check_watched, numbers
 from ntkscope.tracking.targets import Targets
 
-__all__ = ["Observer", "evaluating"]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and back in the mode that each was in.
-
-    The flags alone are set: a model's own ``train`` may do more, such as merging adapters.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+__all__ = ["Observer"]
 
 
 class Observer:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-__all__ = ["Clock", "EverySteps", "Schedule", "Share", "Stopwatch", "make_schedule"]
+import torch
+
+__all__ = ["Clock", "EverySteps", "Schedule", "Share", "Stopwatch", "make_schedule", "synchronize"]
 
 Clock = Callable[[], float]
 
@@ -72,10 +74,13 @@ class EverySteps:
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
+        self._seen: int | None = None
 
     def due(self, step: int, watch: Stopwatch) -> bool:
-        """As :meth:`Schedule.due`."""
-        return step % self._steps == 0
+        """As :meth:`Schedule.due`; where steps come several at once, after those that hold the number."""
+        before = step - 1 if self._seen is None else min(self._seen, step - 1)
+        self._seen = step
+        return step // self._steps > before // self._steps
 
     def expects(self, step: int) -> bool:
         """As :meth:`Schedule.expects`."""
@@ -113,3 +118,9 @@ def make_schedule(every: int | Literal["auto"], overhead: float) -> Schedule:
     if every < 1:
         raise ValueError(f"every must be at least 1, found {every}; use 'auto' to look as time allows")
     return EverySteps(every)
+
+
+def synchronize(device: Any) -> None:
+    """Waits for work that training left running, which is not to be counted as the look's."""
+    if getattr(device, "type", "") == "cuda":
+        torch.cuda.synchronize(device)

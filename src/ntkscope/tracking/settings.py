@@ -12,7 +12,7 @@ import torch
 
 from ntkscope.ntk import NTK
 
-__all__ = ["plain_config", "sizes", "versions"]
+__all__ = ["plain_config", "plain_number", "sizes", "versions", "whole_step"]
 
 
 def sizes(kernel: NTK) -> dict[str, Any]:
@@ -41,6 +41,25 @@ def versions() -> dict[str, str]:
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a user says about a run; what JSON has no word for as a text."""
     return {str(name): value if _is_plain(value) else str(value) for name, value in config.items()}
+
+
+def plain_number(value: Any) -> float:
+    """A number of what a training loop hands over, such as its loss."""
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
+def whole_step(step: Any) -> int:
+    """A number of steps, checked.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is negative.
+    """
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise TypeError(f"a step must be a whole number, found {step!r}; count optimiser steps")
+    if step < 0:
+        raise ValueError(f"a step must not be negative, found {step}; count from 0")
+    return step
 
 
 def _is_plain(value: Any) -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ntkscope.engines.base import layer_of
@@ -22,10 +24,12 @@ class Targets:
     Attributes:
         vector: Shape (n,).
         square: ‖y‖².
+        classes: The classes that it was given as, if it was.
     """
 
     vector: Tensor
     square: float
+    classes: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, y: Any, kernel: NTK) -> Targets:
@@ -47,8 +51,10 @@ class Targets:
                 f"targets must be a tensor or an array of numbers, found a {type(y).__name__}"
             ) from error
         tensor, shape = tensor.detach().cpu(), kernel.output_shape
+        classes = None
         if tensor.shape == shape[:-1] and not tensor.is_floating_point() and tensor.shape != shape:
-            tensor = _one_hot(tensor.long(), shape[-1])
+            classes = tensor.long()
+            tensor = _one_hot(classes, shape[-1])
         if tensor.numel() != kernel.n:
             raise ValueError(
                 f"targets have shape {tuple(tensor.shape)}, expected the state's, {shape}, or whole numbers "
@@ -58,7 +64,8 @@ class Targets:
         square = float(double @ double)
         if not 0 < square < float("inf"):
             raise ValueError(f"targets have ‖y‖² = {square}, expected a positive number; check their values")
-        return cls(double.to(kernel.device, kernel.dtype), square)
+        given = None if classes is None else classes.numpy()
+        return cls(double.to(kernel.device, kernel.dtype), square, given)
 
     def pull(self, kernel: NTK, model: nn.Module) -> Mapping[str, float]:
         """‖Jᵀy‖² / ‖y‖² = yᵀKy / ‖y‖², of all parameters under ``""`` and by layer; one VJP."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import nn
 
 from ntkscope.fingerprints import Fingerprint
@@ -17,11 +16,12 @@ from ntkscope.results import Cost, Estimate
 from ntkscope.tracking.log import SCHEMA, LogFile
 from ntkscope.tracking.look import Look
 from ntkscope.tracking.metrics import DEFAULT
-from ntkscope.tracking.observer import Observer, evaluating
+from ntkscope.tracking.modes import evaluating
+from ntkscope.tracking.observer import Observer
 from ntkscope.tracking.resume import open_log
 from ntkscope.tracking.run import Run
-from ntkscope.tracking.schedule import Stopwatch, make_schedule
-from ntkscope.tracking.settings import plain_config, sizes, versions
+from ntkscope.tracking.schedule import Stopwatch, make_schedule, synchronize
+from ntkscope.tracking.settings import plain_config, plain_number, sizes, versions, whole_step
 from ntkscope.tracking.sinks import send, split_logs
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Tracker:
         ValueError: As :class:`ntkscope.NTK` and ``NTK.fingerprint``; if the log holds a run already, or
             one that does not fit.
 
+    >>> import torch
     >>> model = nn.Linear(3, 2)
     >>> tracker = Tracker(model, torch.eye(3), every=10)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -120,9 +121,10 @@ class Tracker:
         self._start(resume)
 
     def _start(self, resume: int | None) -> None:
-        self.steps = 0 if resume is None else _whole(resume)
+        self.steps = 0 if resume is None else whole_step(resume)
         self.looks: list[Look] = []
         self._failures: dict[int, str] = {}
+        self._watched = 0.0
         self._kept: dict[int, Fingerprint] = {}
         self._id = uuid.uuid4().hex
         self._observer.first = self._observer.last = None
@@ -155,6 +157,7 @@ class Tracker:
             The look, or ``None`` where it was not time.
         """
         self.steps += 1
+        self._watched = self._watch.watched
         if not (self._is_new(self.steps) and self._schedule.due(self.steps, self._watch)):
             return None
         try:
@@ -175,7 +178,7 @@ class Tracker:
             ValueError: As a new NTK, and if there is a look at that step or a later one already.
         """
         last = self.looks[-1].step if self.looks else -1
-        self.steps = max(self.steps, last + 1) if step is None else _whole(step)
+        self.steps = max(self.steps, last + 1) if step is None else whole_step(step)
         if not self._is_new(self.steps):
             raise ValueError(f"there is a look at step {last}, found step {self.steps}; give a later step")
         return self._look(values)
@@ -219,8 +222,8 @@ class Tracker:
 
     @property
     def overhead(self) -> float:
-        """Seconds of looks over seconds of training, since the tracker was made; the set-up left out."""
-        return self._watch.looking / max(self._watch.watched, 1e-12)
+        """Seconds of looks over seconds of training up to the last step; the set-up is left out."""
+        return self._watch.looking / self._watched if self._watched else 0.0
 
     def plot(self, metrics: Sequence[str] | None = None) -> Figure:
         """The curves with their 95% intervals; ``savefig`` writes it.
@@ -238,7 +241,7 @@ class Tracker:
         return not self.looks or step > self.looks[-1].step
 
     def _look(self, values: Mapping[str, Any], counted: bool = True) -> Look:
-        _synchronize(self._first.device)
+        synchronize(self._first.device)
         since, training = self._watch.now(), self._watch.trained
         try:
             with evaluating(self._model):
@@ -247,7 +250,7 @@ class Tracker:
             name = None if self._file is None else self._file.save(fingerprint, self.steps)
             if self._file is None:
                 self._kept[self.steps] = fingerprint
-            plain = {key: float(value) for key, value in values.items()}
+            plain = {key: plain_number(value) for key, value in values.items()}
             spent = Cost(cost.products, cost.vjps, cost.jvps, self._watch.now() - since)
             look = Look(self.steps, metrics, layers, plain, training, spent, name)
             if self._file is not None:
@@ -294,17 +297,3 @@ class Tracker:
 
     def _settings(self) -> dict[str, Any]:
         return {"model": type(self._model).__name__, **sizes(self._first), **self._asked}
-
-
-def _whole(step: Any) -> int:
-    if isinstance(step, bool) or not isinstance(step, int):
-        raise TypeError(f"a step must be a whole number, found {step!r}")
-    if step < 0:
-        raise ValueError(f"a step must not be negative, found {step}")
-    return step
-
-
-def _synchronize(device: Any) -> None:
-    """So that work that training left running is not counted as the look's."""
-    if getattr(device, "type", "") == "cuda":
-        torch.cuda.synchronize(device)
