@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ntkscope.ntk import NTK, measure_all
     from ntkscope.results import ArrayEstimate, Cost, Estimate, Measurement, Measurements, PartialTrace
     from ntkscope.settings import Options
-    from ntkscope.tracking import Tracker
+    from ntkscope.tracking import Tracker, analyze
 
 __version__ = "0.1.0"
 
@@ -37,6 +37,7 @@ __all__ = [
     "__version__",
     "add_rule",
     "alignment_matrix",
+    "analyze",
     "estimators",
     "measure_all",
     "penalties",
@@ -59,6 +60,7 @@ _HOMES = {
     "Tracker": "ntkscope.tracking",
     "add_rule": "ntkscope.engines.torch.rules",
     "alignment_matrix": "ntkscope.fingerprints",
+    "analyze": "ntkscope.tracking",
     "estimators": "ntkscope.estimators",
     "measure_all": "ntkscope.ntk",
     "penalties": "ntkscope.penalties",

@@ -23,6 +23,7 @@ PUBLIC = {
     "ntkscope.progress",
     "ntkscope.report",
     "ntkscope.results",
+    "ntkscope.tracking",
     "ntkscope.words",
     # The paper's estimators draw the same signs for a seed as ours do.
     "ntkscope.operators.probes",

@@ -19,7 +19,7 @@ from ntkscope.apps.cli import app
 from ntkscope.errors import argument, said, words_of_the_terminal
 from terminal import fail, reference, run, succeed, weights
 
-COMMANDS = ("measure", "compare", "explain", "demo", "paper")
+COMMANDS = ("measure", "compare", "explain", "track", "report", "demo", "paper")
 
 
 def _modules(*arguments: str, **environment: str) -> tuple[str, set[str]]:
@@ -77,9 +77,10 @@ def test_every_command_takes_a_seed_and_all_that_give_numbers_json() -> None:
     assert set(commands) == set(COMMANDS)
     for name, command in commands.items():
         known = {option for parameter in command.params for option in parameter.opts}
-        assert "--seed" in known, name
-        # The paper's experiments write files of their own.
-        assert ("--json" in known) == (name != "paper"), name
+        # A report draws what was measured.
+        assert ("--seed" in known) == (name != "report"), name
+        # The others write files of their own.
+        assert ("--json" in known) == (name not in {"paper", "report", "track"}), name
 
 
 # explain.

@@ -11,6 +11,7 @@ import typer
 
 import ntkscope
 from ntkscope.apps import options as opt
+from ntkscope.apps import watching
 from ntkscope.apps.failures import INTERRUPTED, OneLineErrors
 from ntkscope.files import check_distinct, check_writable, write_text
 from ntkscope.words import ALL_METRICS, METRICS, PAIR_METRICS, TITLES
@@ -307,6 +308,10 @@ def paper(
 
     opt.parse_device(device)
     run_paper(out, Wishes(part, quick, repeats, device, seed, mnist_dir, redraw), Console())
+
+
+app.command()(watching.report)
+app.command()(watching.track)
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ class Subject:
 
     def kernels(self, checkpoints: Sequence[Path | None]) -> list[NTK]:
         """The model's kernel at each checkpoint (``None``: as the factory made it)."""
+        return [kernel for _, kernel in self.moments(checkpoints)]
+
+    def moments(self, checkpoints: Sequence[Path | None]) -> Iterator[tuple[torch.nn.Module, NTK]]:
+        """The model, which is the same one every time, and its kernel at each checkpoint."""
         batch_dim, dtype, device = (
             parse_batch_dim(self.batch_dim),
             parse_dtype(self.dtype),
@@ -58,16 +62,19 @@ class Subject:
             raise ValueError(f"{self.factory} returned no inputs; name a file of them with --inputs")
         model = model.to(device, dtype).train(model.training and self.train_mode)
         inputs = cast_inputs(inputs, model, device)
-        kernels = []
+        first: NTK | None = None
         for checkpoint in checkpoints:
             if checkpoint is not None:
                 load_checkpoint(model, checkpoint)
-            kernels.append(self._kernel(model, inputs, batch_dim))
-        return kernels
+            kernel = self._kernel(model, inputs, batch_dim, first)
+            first = first or kernel
+            yield model, kernel
 
-    def _kernel(self, model: torch.nn.Module, inputs: Any, batch_dim: int | None) -> NTK:
+    def _kernel(self, model: torch.nn.Module, inputs: Any, batch_dim: int | None, first: NTK | None) -> NTK:
         pick = None if self.output is None else _Pick(self.output)
         try:
+            if first is not None:
+                return first.at(model)
             return NTK(model, inputs, outputs=pick, layer=self.layer, batch_dim=batch_dim)
         except (ValueError, TypeError):
             raise

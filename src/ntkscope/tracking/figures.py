@@ -24,10 +24,13 @@ __all__ = [
     "COLORS",
     "INK",
     "Line",
+    "bars_figure",
     "curves_figure",
     "lines_figure",
     "lines_of",
     "matrix_figure",
+    "palette",
+    "spectrum_figure",
     "symbol_of",
     "title_of",
 ]
@@ -36,6 +39,9 @@ __all__ = [
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK = "#333334"
 _DASHES = ("solid", "dashed", "dotted", "dashdot")
+
+#: Sizes with such a ratio need a logarithmic axis.
+_FAR = 50
 
 #: Inches of a figure, and the points of its letters: legible at 400 pixels.
 SIZE, LETTERS = (4.6, 3.0), 10
@@ -93,7 +99,7 @@ def curves_figure(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> 
     drawn = [(name, lines) for name in names if (lines := lines_of(runs, name))]
     if not drawn:
         raise ValueError("there is nothing to draw: no look has any of " + (", ".join(names) or "a number"))
-    columns = min(3, len(drawn))
+    columns = 2 if len(drawn) == 4 else min(3, len(drawn))
     rows = -(-len(drawn) // columns)
     figure = _figure((columns * 3.6, rows * 2.6))
     axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -128,7 +134,7 @@ def draw_lines(axis: Axes, lines: Sequence[Line], name: str) -> None:
 
 
 def _limits(axis: Axes, curves: Sequence[Curve], bounded: bool) -> None:
-    """All of a share that falls; from zero what is a size; the values alone where they hardly change."""
+    """All of a share that falls; from zero what is a size, on a logarithmic axis if sizes are far apart."""
     values = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in curves])
     if not len(values):
         return
@@ -137,6 +143,9 @@ def _limits(axis: Axes, curves: Sequence[Curve], bounded: bool) -> None:
         low, high = (0.0, 1.0) if low < 0.8 and high > 0.5 else (low, high)
         room = max(0.05 * (high - low), 1e-6)
         axis.set_ylim(low - room, high + room)
+    elif low > 0 and high > _FAR * low:
+        axis.set_yscale("log")
+        axis.set_ylim(low / 2, high * 2)
     elif low >= 0:
         axis.set_ylim(0, 1.08 * high if high else 1.0)
 
@@ -158,6 +167,7 @@ def matrix_figure(
     style(axis)
     low = min(0.0, float(np.nanmin(values))) if bounded else None
     mesh = axis.pcolormesh(values, cmap="cividis", vmin=low, vmax=1.0 if bounded else None, gid="cells")
+    mesh.set_edgecolor("face")  # no seams between the cells
     axis.set_aspect("equal")
     axis.invert_yaxis()
     shown = list(_some(len(names), 6))
@@ -169,6 +179,37 @@ def matrix_figure(
     drawn.set_label(bar, fontsize=LETTERS, color=INK)
     drawn.ax.tick_params(labelsize=LETTERS - 1, colors=INK)
     drawn.outline.set_visible(False)
+    return figure
+
+
+def bars_figure(names: Sequence[str], values: Sequence[float], errors: Sequence[float], label: str) -> Figure:
+    """A bar for every name, the first on top, each marked ``bar-INDEX``; errors are half intervals."""
+    figure = _figure((SIZE[0], max(1.6, 0.28 * len(names) + 0.8)))
+    axis: Axes = figure.subplots()
+    style(axis)
+    axis.grid(visible=False)
+    bars = axis.barh(range(len(names)), values, xerr=errors, color=COLORS[0], ecolor=INK, height=0.7)
+    for index, bar in enumerate(bars):
+        bar.set_gid(f"bar-{index}")
+    axis.set_yticks(range(len(names)), names, fontsize=LETTERS - 1)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel(label, fontsize=LETTERS, color=INK)
+    return figure
+
+
+def spectrum_figure(eigenvalues: NDArray[np.float64]) -> Figure:
+    """Positive eigenvalues by their rank, on logarithmic axes, marked ``point-0``."""
+    figure = _figure(SIZE)
+    axis: Axes = figure.subplots()
+    style(axis)
+    ranks = np.arange(1, len(eigenvalues) + 1)
+    axis.plot(ranks, eigenvalues, color=COLORS[0], linewidth=1.2)
+    axis.scatter(ranks, eigenvalues, color=COLORS[0], s=9, gid="point-0", zorder=3)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("rank of the eigenvalue", fontsize=LETTERS, color=INK)
+    axis.set_ylabel("eigenvalue", fontsize=LETTERS, color=INK)
     return figure
 
 
