@@ -13,9 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import ntkscope
+from ntkscope import plots
+from ntkscope.operators.composed import as_map
 from ntkscope.plots import kernel_maps, metric_panels, report_figure, save_figure, short_number, value_label
 from ntkscope.report import Alignment, KernelNumbers, Report, interval_text, to_json
 from ntkscope.results import Cost, Estimate
+from ntkscope.runs.lanczos import LanczosRun
+from ntkscope.runs.spectrum import Spectrum
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +140,16 @@ def test_json_has_no_nan() -> None:
     assert to_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x")}) == (
         '{\n  "a": null,\n  "b": [\n    null,\n    1.5\n  ],\n  "c": "x"\n}\n'
     )
+
+
+def test_spectra_are_drawn_with_bands():
+    values = np.geomspace(1e-3, 1e3, 100)
+    run = LanczosRun(as_map(np.diag(values)), 10)
+    run.grow(60)
+    spectra = {"seen": run.result(), "exact": Spectrum.of_eigenvalues(values)}
+    figure = plots.spectrum_figure(spectra, "Two kernels")
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["seen", "exact"]
+    assert len(axis.collections) == 2
+    with pytest.raises(ValueError, match="no positive eigenvalue"):
+        plots.spectrum_figure({"zero": Spectrum.of_eigenvalues(np.zeros(3))})
