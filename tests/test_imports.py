@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"metrics", "engines"},
     {"ways"},
     {"measure"},
+    {"verbs"},
     {"estimators", "ntk"},
     {"__init__"},
     {"report"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -18,9 +19,12 @@ from ntkscope.engines.torch import machine
 from ntkscope.engines.torch.batches import difference
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.jacobian import Jacobian
+from ntkscope.engines.torch.losses import gradient_of_loss, square_root_of
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
+from ntkscope.engines.torch.own import unwrapped
+from ntkscope.engines.torch.preconditioner import roots_of
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.probed import ProbedGradients
@@ -49,6 +53,9 @@ class TorchEngine:
         batch_dim: The axis of the inputs that holds the samples; ``None``: they are coupled.
         memory_budget: Bytes that one step of work may take.
         chunk_size: Vectors in a chunk.
+        loss: Whose Hessian's root weights the state; see :mod:`ntkscope.engines.torch.losses`.
+        reduction: Of the loss.
+        scale: D of J D Jᵀ; see :mod:`ntkscope.engines.torch.preconditioner`.
         proven: The same state at another moment, whose module was found to be fit.
 
     Raises:
@@ -66,11 +73,14 @@ class TorchEngine:
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
+        loss: str | Callable[[Tensor], Tensor] | None = None,
+        reduction: str = "mean",
+        scale: Any = None,
         proven: StateFunction | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.budget = memory_budget
-        self.function = StateFunction(model, inputs, outputs, layer, proven=proven)
+        self.function = _state_function(model, inputs, outputs, layer, loss, reduction, scale, proven)
         self.jacobian = Jacobian(self.function, memory_budget, chunk_size, ledger=self.ledger)
         self._options: dict[str, Any] = {
             "outputs": outputs,
@@ -78,6 +88,9 @@ class TorchEngine:
             "batch_dim": batch_dim,
             "memory_budget": memory_budget,
             "chunk_size": chunk_size,
+            "loss": loss,
+            "reduction": reduction,
+            "scale": scale,
         }
         self._samples: TorchSamples | Refusal | None = None
 
@@ -138,6 +151,8 @@ class TorchEngine:
         batch_dim = self._options["batch_dim"]
         if batch_dim is None:
             return Refusal("batch_dim=None says that they are coupled")
+        if callable(self._options["loss"]):
+            return Refusal("loss= is a function of the whole batch's state")
         try:
             return TorchSamples(SampleJacobian(self.function, batch_dim, self.budget, ledger=self.ledger))
         except StructureError as error:
@@ -197,9 +212,38 @@ class TorchEngine:
             )
         return matrix
 
+    def as_state(self, values: NDArray[np.float64]) -> Tensor:
+        """As :meth:`ntkscope.engines.base.Engine.as_state`."""
+        return torch.from_numpy(values).to(self.device, self.dtype).reshape(self.output_shape)
+
+    def state_gradient(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """As :meth:`ntkscope.engines.base.Engine.state_gradient`."""
+        return gradient_of_loss(loss, self.state)
+
     def other_inputs(self, other: TorchEngine) -> str:
         """As :meth:`ntkscope.engines.base.Engine.other_inputs`."""
         return difference(self.function.inputs, other.function.inputs)
+
+    # Other inputs.
+
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """As :attr:`ntkscope.engines.base.Engine.parameter_shapes`."""
+        return tuple(tuple(value.shape) for value in self.function.parameters.values())
+
+    def on(self, inputs: Any) -> TorchEngine:
+        """As :meth:`ntkscope.engines.base.Engine.on`."""
+        if self._options["loss"] is not None:
+            raise ValueError(
+                "the state is weighted by a loss= of this batch, which says nothing of other inputs; make an "
+                "NTK without loss="
+            )
+        twin = copy.copy(self)
+        twin.ledger, twin._samples = Ledger(), None
+        twin.function = self.function.on(inputs)
+        chunk_size = self._options["chunk_size"]
+        twin.jacobian = Jacobian(twin.function, self.budget, chunk_size, ledger=twin.ledger)
+        return twin
 
     # Later in training.
 
@@ -221,6 +265,30 @@ class TorchEngine:
 
 
 make = TorchEngine
+
+
+def _state_function(
+    model: nn.Module,
+    inputs: Any,
+    outputs: Callable[[Any], Tensor] | None,
+    layer: str | None,
+    loss: str | Callable[[Tensor], Tensor] | None,
+    reduction: str,
+    scale: Any,
+    proven: StateFunction | None,
+) -> StateFunction:
+    """The state, weighted by the root of a loss's Hessian, over scaled parameters."""
+    picked: Callable[[Any], Tensor] | None = outputs
+    if loss is not None:
+        plain = StateFunction(model, inputs, outputs, layer, proven=proven)
+        weigh, proven = square_root_of(loss, plain.state, reduction), plain
+
+        def weighted(result: Any) -> Tensor:
+            return weigh(result if outputs is None else outputs(result))
+
+        picked = weighted
+    roots = None if scale is None else roots_of(unwrapped(model), scale)
+    return StateFunction(model, inputs, picked, layer, proven=proven, roots=roots)
 
 
 class TorchSamples:

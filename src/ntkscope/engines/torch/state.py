@@ -58,6 +58,8 @@ class StateFunction:
             else ``parameters`` are the model's own, and its training changes them.
         proven: The same state of the same module with other values of its parameters, for which the
             comparison was made.
+        roots: √D of every parameter by name, to measure J D Jᵀ: the parameters are φ with
+            θ = θ₀ + √D (φ - θ₀), so that all that is here of J is of J√D.
 
     Attributes:
         parameters: The trainable parameters by name; a tied one once.
@@ -81,6 +83,7 @@ class StateFunction:
         *,
         detach: bool = True,
         proven: StateFunction | None = None,
+        roots: Parameters | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -112,8 +115,10 @@ class StateFunction:
                     "the model has no trainable parameter, so its NTK is empty; "
                     "set requires_grad=True on the parameters that you want in θ"
                 )
-            floating = next((p.dtype for p in named.values() if p.is_floating_point()), torch.float32)
-            self.inputs = checked_inputs(inputs, floating, detach)
+            self._floating = next((p.dtype for p in named.values() if p.is_floating_point()), torch.float32)
+            self.inputs = checked_inputs(inputs, self._floating, detach)
+            self._roots = roots or {}
+            self._centre = {name: self.parameters[name].detach() for name in self._roots}
             self._prove(proven)
 
     @property
@@ -138,11 +143,18 @@ class StateFunction:
             parameters: By name, all of the trainable ones.
             inputs: In the form of the batch; the batch itself if ``None``.
         """
+        scaled = {name: self._scaled(name, value) for name, value in parameters.items()}
         values = {
             name: torch.view_as_complex(value) if name in self._complex else value
-            for name, value in parameters.items()
+            for name, value in scaled.items()
         }
         return self._run(values, self.inputs if inputs is None else inputs)
+
+    def _scaled(self, name: str, value: Tensor) -> Tensor:
+        """θ₀ + √D (φ - θ₀): the value itself at θ₀, to the last bit."""
+        if name not in self._roots:
+            return value
+        return self._centre[name] + self._roots[name] * (value - self._centre[name])
 
     def _run(self, parameters: Mapping[str, Tensor] | None, inputs: Any) -> Tensor:
         """The state with these parameters in place of the module's own."""
@@ -156,8 +168,11 @@ class StateFunction:
 
     def same_constants(self, other: StateFunction) -> bool:
         """Whether the other is the same but for the values of its parameters."""
+        # A recorded graph would hold θ₀ as a constant.
         return (
-            _outlines(self.parameters) == _outlines(other.parameters)
+            not self._roots
+            and not other._roots
+            and _outlines(self.parameters) == _outlines(other.parameters)
             and self.output_shape == other.output_shape
             and _equal(self._frozen, other._frozen)
             and _equal(self._buffers, other._buffers)
@@ -181,6 +196,29 @@ class StateFunction:
         leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
         return self._gradients(self(leaves), leaves, z)
 
+    def on(self, inputs: Any) -> StateFunction:
+        """The same parameters on other inputs.
+
+        Raises:
+            TypeError: If the state is not one real floating tensor.
+            ValueError: If it is empty, not finite or random.
+        """
+        twin = copy.copy(self)
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
+        with undisturbed():
+            twin.inputs = checked_inputs(inputs, self._floating, True)
+            with ForwardMeter() as meter:
+                state = twin(leaves)
+            check_state(state, self._chosen)
+            twin.state, twin.output_shape = state.detach(), tuple(state.shape)
+            z = _random_like(state)
+            twin._witness = Witness(z, twin._gradients(state, leaves, z))
+            _check_finite(twin._witness.gradients)
+            del state
+            twin.forward_size = meter.size()
+            twin._compare_with_exchanged(z)
+        return twin
+
     def in_double(self) -> StateFunction:
         """The same state with everything in float64; what the module holds besides may not allow it."""
 
@@ -193,6 +231,8 @@ class StateFunction:
 
         twin = copy.copy(self)
         twin.parameters = {name: wide(value) for name, value in self.parameters.items()}
+        twin._roots = {name: wide(value) for name, value in self._roots.items()}
+        twin._centre = {name: wide(value) for name, value in self._centre.items()}
         twin._frozen = {name: wide(value) for name, value in self._frozen.items()}
         twin._buffers = {name: wide(value) for name, value in self._buffers.items()}
         twin.inputs = pytree.tree_map(wide, self.inputs)
@@ -209,15 +249,17 @@ class StateFunction:
                 state = self._run(None, self.inputs)
                 check_state(state, self._chosen)
             self.state, self.output_shape = state.detach(), tuple(state.shape)
-            z = torch.randn(
-                state.shape, generator=torch.Generator().manual_seed(CHECK_SEED), dtype=torch.float64
-            ).to(state.device, state.dtype)
+            z = _random_like(state)
             with _without_hooks(self._trainable.values()):
                 gradients = self._gradients(state, self._trainable, z)
             _check_leaves(state, self._trainable.values(), self.inputs)
             del state
             self.forward_size = meter.size()
-            self._witness = Witness(z, {name: self._real(name, g) for name, g in gradients.items()})
+            own = {name: self._real(name, g) for name, g in gradients.items()}
+            for name, root in self._roots.items():
+                gradient = own[name]
+                own[name] = None if gradient is None else gradient * root
+            self._witness = Witness(z, own)
             _check_finite(self._witness.gradients)
             if not known:
                 self._compare_with_exchanged(z)
@@ -267,6 +309,12 @@ class StateFunction:
         return (
             torch.view_as_real(value.resolve_conj()) if value is not None and name in self._complex else value
         )
+
+
+def _random_like(state: Tensor) -> Tensor:
+    """The z of a proof."""
+    generator = torch.Generator().manual_seed(CHECK_SEED)
+    return torch.randn(state.shape, generator=generator, dtype=torch.float64).to(state.device, state.dtype)
 
 
 def _differing(
