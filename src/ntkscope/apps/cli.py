@@ -1,4 +1,4 @@
-"""The command line: measure, compare, explain, demo, paper."""
+"""The command line: measure, compare, spectrum, explain, demo, paper."""
 
 from __future__ import annotations
 
@@ -206,6 +206,51 @@ def compare(
     two, _ = measure_kernel(labels[1], kernels[1], names, **settings)
     report = Report((one, two), alignments)
     _deliver("compare", arguments, report, comparison_table(report), json, plot)
+
+
+@app.command()
+def spectrum(
+    factory: opt.Factory,
+    inputs: opt.Inputs = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Parameters: .safetensors, or a state dict in .pt, .pth or .bin.")
+    ] = None,
+    products: opt.Products = 400,
+    seed: opt.Seed = 0,
+    layer: opt.Layer = None,
+    output: opt.Output = None,
+    batch_dim: opt.BatchDim = "0",
+    dtype: opt.Dtype = None,
+    device: opt.Device = "cpu",
+    train_mode: opt.TrainMode = False,
+    json: opt.Json = None,
+    plot: opt.Plot = None,
+    debug: opt.Debug = False,
+) -> None:
+    """Show the largest eigenvalues of a model's kernel, and how many there are above each size."""
+    arguments = _arguments(locals())
+    from ntkscope.apps.spectrum import spectrum_numbers, spectrum_table
+
+    _check_outputs(json, plot, **{"--inputs": inputs, "--checkpoint": checkpoint})
+    subject = Subject(factory, inputs, layer, output, batch_dim, dtype, device, seed, train_mode)
+    (kernel,) = subject.kernels([checkpoint])
+    found = kernel.spectrum(products=products or 400, seed=seed)
+    numbers = spectrum_numbers(kernel, found, seed)
+    plain = {name: estimate.to_dict() for name, estimate in numbers["estimates"].items()}
+    whole = {**numbers, "estimates": plain, "cost": numbers["cost"].to_dict()}
+    text = to_json({**document("spectrum", arguments, Report(())), "spectrum": whole})
+    if str(json) == "-":
+        print(text, end="")
+    else:
+        console = Console()
+        console.print(f"[bold]{factory}[/bold]: {describe(kernel)}", highlight=False)
+        console.print(spectrum_table(numbers))
+        if json is not None:
+            write_text(json, text)
+    if plot is not None:
+        from ntkscope.plots import save_figure, spectrum_figure
+
+        save_figure(spectrum_figure({checkpoint.stem if checkpoint else factory: found}), plot)
 
 
 @app.command()
