@@ -62,6 +62,15 @@ def test_a_space_that_is_exhausted_is_exact():
     np.testing.assert_allclose(gauss, radau, rtol=1e-10)
 
 
+def test_counts_of_a_kernel_with_zeros():
+    matrix = low_rank(40, 3)
+    run = LanczosRun(as_map(matrix), 10)
+    run.grow(100)
+    middle, low, high = run.result().count_above([1e-6, 1.0])
+    assert np.all((low <= 3) & (high >= 3))
+    assert np.all((low <= middle) & (middle <= high))
+
+
 def test_a_zero_kernel():
     run = LanczosRun(as_map(np.zeros((6, 6))), 3)
     run.grow(30)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ntkscope.operators.space import Block, Map
 from ntkscope.runs.eigenpairs import Eigenpairs, krylov_eigenpairs
-from ntkscope.runs.spectrum import Quadrature, Spectrum
+from ntkscope.runs.quadrature import Quadrature
+from ntkscope.runs.spectrum import Spectrum
 
 __all__ = ["DeflatedLanczosRun", "LanczosRun", "lanczos_quadrature"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,70 +13,12 @@ from numpy.typing import NDArray
 
 from ntkscope.results import Cost, Estimate, student_t_quantile
 from ntkscope.runs.moments import ROUNDING
+from ntkscope.runs.quadrature import Quadrature, share_above, values_of
 from ntkscope.runs.statistics import Summary, jackknife, summarise
 
-__all__ = ["Quadrature", "Spectrum"]
+__all__ = ["Spectrum"]
 
 Small = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Quadrature:
-    """Rules for every probe, Σⱼ wⱼ f(θⱼ) with Σⱼ wⱼ = 1, one on either side of the truth.
-
-    For f whose even derivatives are all negative or all positive (log, x log x, 1/x), Gauss and
-    Gauss-Radau with a node at 0 lie on different sides of ωᵀf(K)ω/n, which tells the error of too few
-    steps (Golub and Meurant 2010).
-
-    Attributes:
-        nodes: Of the Gauss rules, shape (k, m), from 0 up.
-        weights: Shape (k, m).
-        radau_nodes: Of the Gauss-Radau rules, shape (k, m + 1).
-        radau_weights: Shape (k, m + 1).
-    """
-
-    nodes: Small
-    weights: Small
-    radau_nodes: Small
-    radau_weights: Small
-
-    @staticmethod
-    def of_recurrence(diagonal: Small, beside: Small) -> Quadrature:
-        """The rules of Lanczos recurrences.
-
-        Args:
-            diagonal: α of every probe and step, shape (k, m).
-            beside: β, the length of what each step leaves, shape (k, m).
-        """
-        nodes, vectors = np.linalg.eigh(_tridiagonal(diagonal, beside[:, :-1]))
-        # A node at 0 of m + 1: its last α is β_m² eᵀT⁻¹e, with e the last unit vector.
-        floor = np.finfo(np.float64).eps * np.abs(nodes).max(axis=1, keepdims=True)
-        ends = vectors[:, -1] ** 2 * beside[:, -1:] ** 2
-        last = np.divide(ends, np.maximum(nodes, floor), out=np.zeros_like(ends), where=ends > 0).sum(axis=1)
-        longer = np.concatenate([diagonal, last[:, None]], axis=1)
-        radau, radau_vectors = np.linalg.eigh(_tridiagonal(longer, beside))
-        return Quadrature(
-            np.maximum(nodes, 0), vectors[:, 0] ** 2, np.maximum(radau, 0), radau_vectors[:, 0] ** 2
-        )
-
-    @staticmethod
-    def of_eigenvalues(values: Small) -> Quadrature:
-        """The one exact rule."""
-        nodes = np.maximum(np.asarray(values, dtype=np.float64), 0)[None]
-        weights = np.full(nodes.shape, 1 / nodes.shape[1])
-        return Quadrature(nodes, weights, nodes, weights)
-
-    @staticmethod
-    def joined(parts: Sequence[Quadrature]) -> Quadrature:
-        """The rules of all probes."""
-        names = [f.name for f in dataclasses.fields(Quadrature)]
-        return Quadrature(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    def both(self, function: Callable[[Small], Small]) -> tuple[Small, Small]:
-        """Σⱼ wⱼ f(θⱼ) by either rule, for every probe: two of shape (k,)."""
-        gauss = (self.weights * _values(function, self.nodes)).sum(axis=1)
-        radau = (self.radau_weights * _values(function, self.radau_nodes)).sum(axis=1)
-        return gauss, radau
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,16 +154,16 @@ class Spectrum:
 
     def _samples(self, function: Callable[[Small], Small]) -> tuple[Small, Small]:
         """Of tr f(K), by either rule: two of shape (k,)."""
-        certain = float(_values(function, self.known).sum())
+        certain = float(values_of(function, self.known).sum())
         if self.zeros:
-            certain += self.zeros * float(_values(function, np.zeros(1))[0])
+            certain += self.zeros * float(values_of(function, np.zeros(1))[0])
         gauss, radau = self.quadrature.both(function)
         return self._unknown * gauss + certain, self._unknown * radau + certain
 
     def _known_error(self, function: Callable[[Small], Small]) -> float:
         """What f of the known eigenvalues may be off by, all on one side."""
         low, high = np.maximum(self.known - self.known_errors, 0), self.known + self.known_errors
-        return float(np.abs(_values(function, high) - _values(function, low)).sum()) / 2
+        return float(np.abs(values_of(function, high) - values_of(function, low)).sum()) / 2
 
     def _estimate(
         self,
@@ -274,7 +216,7 @@ class Spectrum:
             exact: Small = (self.quadrature.nodes[0][:, None] > points[None]).sum(axis=0) + certain * 1.0
             return exact, exact, exact
         rules = zip(self.quadrature.nodes, self.quadrature.weights, strict=True)
-        samples = np.array([_share_above(nodes, weights, points) for nodes, weights in rules])
+        samples = np.array([share_above(nodes, weights, points) for nodes, weights in rules])
         means = samples.mean(axis=0)
         half = np.full(means.shape, np.nan)
         if self.probes > 1:
@@ -335,39 +277,6 @@ class Spectrum:
         return f"spectrum of n={self.n:,}, largest {self.largest:.4g} ({self.method}, {seen}, {self.cost})"
 
     __repr__ = __str__
-
-
-def _tridiagonal(diagonal: Small, beside: Small) -> Small:
-    count, size = diagonal.shape
-    matrices = np.zeros((count, size, size))
-    places = np.arange(size)
-    matrices[:, places, places] = diagonal
-    matrices[:, places[1:], places[:-1]] = beside[:, : size - 1]
-    matrices[:, places[:-1], places[1:]] = beside[:, : size - 1]
-    return matrices
-
-
-def _share_above(nodes: Small, weights: Small, points: Small) -> Small:
-    """What share of a rule lies above each point: interpolated, at least, at most: shape (3, g)."""
-    # Nodes without weight are none: those after a space is exhausted.
-    nodes, weights = nodes[weights > 0], weights[weights > 0]
-    total = np.concatenate([[0.0, 0.0], np.cumsum(weights), [1.0, 1.0]])
-    below = np.searchsorted(nodes, points, side="right")
-    # Up to the node before, that is without the last one below, and up to the next one above.
-    at_least, at_most = total[below], np.minimum(total[below + 2], 1.0)
-    with np.errstate(divide="ignore"):
-        middle = np.interp(np.log(points), np.log(nodes), total[2:-2] - weights / 2, left=0.0, right=1.0)
-    return np.stack([1 - np.clip(middle, at_least, at_most), 1 - at_most, 1 - at_least])
-
-
-def _values(function: Callable[[Small], Small], nodes: Small) -> Small:
-    found = np.asarray(function(nodes), dtype=np.float64)
-    if found.shape != nodes.shape:
-        raise ValueError(
-            f"the function takes eigenvalues of shape {nodes.shape} to shape {found.shape}; "
-            "return an array of the same shape"
-        )
-    return found
 
 
 def _x_log_x(x: Small) -> Small:

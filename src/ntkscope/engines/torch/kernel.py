@@ -19,18 +19,17 @@ from ntkscope.engines.torch import machine
 from ntkscope.engines.torch.batches import difference
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.jacobian import Jacobian
-from ntkscope.engines.torch.losses import gradient_of_loss, square_root_of
+from ntkscope.engines.torch.losses import gradient_of_loss
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
-from ntkscope.engines.torch.own import unwrapped
-from ntkscope.engines.torch.preconditioner import roots_of
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.probed import ProbedGradients
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel, kernel_inner_products
 from ntkscope.engines.torch.state import StateFunction
+from ntkscope.engines.torch.weighted import weighted_state
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
@@ -80,7 +79,7 @@ class TorchEngine:
     ) -> None:
         self.ledger = Ledger()
         self.budget = memory_budget
-        self.function = _state_function(model, inputs, outputs, layer, loss, reduction, scale, proven)
+        self.function = weighted_state(model, inputs, outputs, layer, loss, reduction, scale, proven)
         self.jacobian = Jacobian(self.function, memory_budget, chunk_size, ledger=self.ledger)
         self._options: dict[str, Any] = {
             "outputs": outputs,
@@ -265,30 +264,6 @@ class TorchEngine:
 
 
 make = TorchEngine
-
-
-def _state_function(
-    model: nn.Module,
-    inputs: Any,
-    outputs: Callable[[Any], Tensor] | None,
-    layer: str | None,
-    loss: str | Callable[[Tensor], Tensor] | None,
-    reduction: str,
-    scale: Any,
-    proven: StateFunction | None,
-) -> StateFunction:
-    """The state, weighted by the root of a loss's Hessian, over scaled parameters."""
-    picked: Callable[[Any], Tensor] | None = outputs
-    if loss is not None:
-        plain = StateFunction(model, inputs, outputs, layer, proven=proven)
-        weigh, proven = square_root_of(loss, plain.state, reduction), plain
-
-        def weighted(result: Any) -> Tensor:
-            return weigh(result if outputs is None else outputs(result))
-
-        picked = weighted
-    roots = None if scale is None else roots_of(unwrapped(model), scale)
-    return StateFunction(model, inputs, picked, layer, proven=proven, roots=roots)
 
 
 class TorchSamples:
