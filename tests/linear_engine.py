@@ -105,8 +105,9 @@ class LinearEngine:
         self._options = options
         self._inputs = np.asarray(inputs)
         # A snapshot: training the layer does not change the kernel.
-        self._state = model(self._inputs)
-        self._slopes = model.slopes(self._inputs)
+        self._layer = Layer(model.weight.copy(), model.is_tanh)
+        self._state = self._layer(self._inputs)
+        self._slopes = self._layer.slopes(self._inputs)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -184,6 +185,21 @@ class LinearEngine:
 
     def inputs_digest(self) -> str:
         return hashlib.blake2b(self._inputs.astype(np.float32).tobytes()).hexdigest()
+
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return (self._layer.weight.shape,)
+
+    def as_state(self, values: NDArray[np.float64]) -> Array:
+        return values.astype(self.dtype).reshape(self.output_shape)
+
+    def state_gradient(self, loss: Callable[[Array], float]) -> Array:
+        # NumPy differentiates nothing: central differences, exact for quadratic losses.
+        steps = np.eye(self._state.size).reshape(-1, *self._state.shape)
+        return np.array([(loss(self._state + step) - loss(self._state - step)) / 2 for step in steps])
+
+    def on(self, inputs: Any) -> LinearEngine:
+        return LinearEngine(self._layer, inputs, memory_budget=self.budget, **self._options)
 
     def at(self, model: Layer) -> LinearEngine:
         return LinearEngine(model, self._inputs, memory_budget=self.budget, **self._options)

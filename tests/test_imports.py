@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"metrics", "engines"},
     {"ways"},
     {"measure", "fingerprints", "parts"},
-    {"variants"},
+    {"variants", "verbs"},
     {"estimators", "ntk", "penalties"},
     {"tracking"},
     {"__init__"},

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from ntkscope.fingerprints import Fingerprint, alignment_matrix, velocity
     from ntkscope.ntk import NTK, measure_all
     from ntkscope.results import ArrayEstimate, Cost, Estimate, Measurement, Measurements, PartialTrace
+    from ntkscope.runs.eigenpairs import Eigenpairs
+    from ntkscope.runs.spectrum import Spectrum
     from ntkscope.settings import Options
     from ntkscope.tracking import Tracker, analyze
+    from ntkscope.verbs.cross import CrossKernel, KernelRegression
+    from ntkscope.verbs.products import trace_product
 
 __version__ = "0.1.0"
 
@@ -26,13 +30,17 @@ __all__ = [
     "NTK",
     "ArrayEstimate",
     "Cost",
+    "CrossKernel",
+    "Eigenpairs",
     "Estimate",
     "Fingerprint",
+    "KernelRegression",
     "Measurement",
     "Measurements",
     "Options",
     "PartialTrace",
     "Rule",
+    "Spectrum",
     "Tracker",
     "__version__",
     "add_rule",
@@ -41,6 +49,7 @@ __all__ = [
     "estimators",
     "measure_all",
     "penalties",
+    "trace_product",
     "velocity",
 ]
 
@@ -50,13 +59,17 @@ _HOMES = {
     "NTK": "ntkscope.ntk",
     "ArrayEstimate": "ntkscope.results",
     "Cost": "ntkscope.results",
+    "CrossKernel": "ntkscope.verbs.cross",
+    "Eigenpairs": "ntkscope.runs.eigenpairs",
     "Estimate": "ntkscope.results",
     "Fingerprint": "ntkscope.fingerprints",
+    "KernelRegression": "ntkscope.verbs.cross",
     "Measurement": "ntkscope.results",
     "Measurements": "ntkscope.results",
     "Options": "ntkscope.settings",
     "PartialTrace": "ntkscope.results",
     "Rule": "ntkscope.engines.torch.rules",
+    "Spectrum": "ntkscope.runs.spectrum",
     "Tracker": "ntkscope.tracking",
     "add_rule": "ntkscope.engines.torch.rules",
     "alignment_matrix": "ntkscope.fingerprints",
@@ -64,6 +77,7 @@ _HOMES = {
     "estimators": "ntkscope.estimators",
     "measure_all": "ntkscope.ntk",
     "penalties": "ntkscope.penalties",
+    "trace_product": "ntkscope.verbs.products",
     "velocity": "ntkscope.fingerprints",
 }
 

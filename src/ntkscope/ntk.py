@@ -29,6 +29,9 @@ from ntkscope.settings import (
 )
 from ntkscope.variants.centered import centered_alignment
 from ntkscope.variants.population import population_effective_rank
+from ntkscope.verbs.cross import CrossVerbs
+from ntkscope.verbs.spectrum import SpectrumVerbs
+from ntkscope.verbs.targets import TargetVerbs
 from ntkscope.ways.plan import Plan
 
 __all__ = ["NTK", "measure_all"]
@@ -43,7 +46,7 @@ _NO_COPY = (
 )
 
 
-class NTK:
+class NTK(SpectrumVerbs, TargetVerbs, CrossVerbs):
     """K = JJᵀ, with J = ∂state/∂parameters of a model at its present parameters.
 
     K says how the state moves under gradient descent. It is measured, never formed,
@@ -62,6 +65,19 @@ class NTK:
             as a whole. Coupled samples are detected anyway.
         memory_budget: Bytes that one step of work may take besides the model.
         chunk_size: Probes in a chunk; chosen from the budget if ``None``.
+        loss: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"`` (of logits), or a function of the
+            whole state to one number, convex in it. With RRᵀ = ∂²L/∂h², the state is Rᵀh, R fixed at the
+            parameters at hand, and K = RᵀJJᵀR has the eigenvalues of the generalised Gauss-Newton matrix
+            JᵀRRᵀJ, so every metric is that matrix's (for cross entropy also Fisher's). With a function
+            the batch is treated as a whole.
+        reduction: As torch's losses have it. ``"mean"``: over samples, and positions, for cross entropy
+            (classes along axis 1 of the state, as in ``torch.nn.functional.cross_entropy``), over all
+            outputs for the others. ``"sum"``. A function has its own.
+        scale: D ≥ 0, to measure J D Jᵀ, how the state moves where gradients are scaled: a mapping of
+            parameters' names to numbers or tensors of their shape (1 where there is none), or an
+            optimizer, whose learning rates and, for Adam and its kin, averages are read when this is
+            made. Momentum and weight decay are left out; what the optimizer lacks does not move. J is
+            J√D everywhere then, and no layer rule applies.
 
     Attributes:
         engine: What knows the model's framework; see :class:`ntkscope.engines.base.Engine`.
@@ -92,6 +108,9 @@ class NTK:
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
+        loss: Any = None,
+        reduction: str = "mean",
+        scale: Any = None,
     ) -> None:
         check_sizes(memory_budget, chunk_size)
         self.engine = make_engine(
@@ -102,6 +121,9 @@ class NTK:
             batch_dim=batch_dim,
             memory_budget=memory_budget,
             chunk_size=chunk_size,
+            # An engine need not know of what is not asked for.
+            **({} if loss is None else {"loss": loss, "reduction": reduction}),
+            **({} if scale is None else {"scale": scale}),
         )
 
     def at(self, model: Any) -> NTK:

@@ -201,7 +201,7 @@ def document(command: str, arguments: dict[str, Any], content: Report | dict[str
     """The JSON document of a command, as docs/json.md describes it.
 
     Args:
-        command: ``"measure"``, ``"compare"``, ``"explain"`` or ``"demo"``.
+        command: ``"measure"``, ``"compare"``, ``"spectrum"``, ``"explain"`` or ``"demo"``.
         arguments: What it was called with.
         content: What it found.
     """

@@ -118,6 +118,21 @@ def test_compare_gives_the_alignment(folder: Path) -> None:
     assert (folder / "both.png").stat().st_size > 10_000
 
 
+def test_spectrum_shows_eigenvalues(folder: Path) -> None:
+    output = succeed(
+        "spectrum", "toy_models:with_inputs", "--json", "out.json", "--plot", "out.png", "--dtype", "float64"
+    )
+    assert "eigenvalue 10" in output
+    content = json.loads((folder / "out.json").read_text())
+    assert content["command"] == "spectrum"
+    found = content["spectrum"]
+    assert found["eigenvalues"] == sorted(found["eigenvalues"], reverse=True)
+    assert ntkscope.Estimate.from_dict(found["estimates"]["trace"]).stderr == 0
+    assert sum(found["eigenvalues"]) <= found["estimates"]["trace"]["value"] * (1 + 1e-9)
+    with Image.open(folder / "out.png") as picture:
+        assert picture.width > 600
+
+
 def test_explain_names_the_ways(folder: Path) -> None:
     output = succeed("explain", "toy_models:with_inputs", "--metric", "trace")
     assert "exact (per sample)" in output

@@ -19,7 +19,7 @@ from ntkscope.apps.cli import app
 from ntkscope.errors import argument, said, words_of_the_terminal
 from terminal import fail, reference, run, succeed, weights
 
-COMMANDS = ("measure", "compare", "explain", "track", "report", "demo", "paper")
+COMMANDS = ("measure", "compare", "spectrum", "explain", "track", "report", "demo", "paper")
 
 
 def _modules(*arguments: str, **environment: str) -> tuple[str, set[str]]:

@@ -255,6 +255,34 @@ def test_plans(subject: Subject, capsys: pytest.CaptureFixture[str]) -> None:
     assert "with 4 outputs each" in capsys.readouterr().out
 
 
+def _close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
+def test_eigenvalues_targets_and_other_inputs(subject: Subject) -> None:
+    ntk, jacobian = subject.ntk(), subject.jacobian()
+    kernel, y = jacobian @ jacobian.T, np.random.default_rng(3).standard_normal(BATCH * OUTPUTS)
+    values = np.linalg.eigvalsh(kernel)[::-1]
+    for method in ("exact", "krylov"):
+        pairs = ntk.eigenpairs(3, method, rtol=1e-10)
+        _close(pairs.values, values[:3])
+        _close(kernel @ np.asarray(pairs.vectors), np.asarray(pairs.vectors) * pairs.values)
+    _close(ntk.spectrum("exact").log_det(0.5).value, np.log(np.maximum(values, 0) + 0.5).sum())
+    assert ntk.spectrum("lanczos", products=60).moment(1).value == pytest.approx(values.sum(), rel=0.3)
+    share = y @ kernel @ y / (y @ y * np.linalg.norm(kernel))
+    _close(ntk.target_alignment(y, method="exact").value, share)
+    _close(ntk.inverse_form(y, 0.5).value, y @ np.linalg.solve(kernel + 0.5 * np.eye(len(y)), y))
+    state = np.asarray(ntk.state).reshape(-1)
+    _close(ntk.loss_speed(lambda h: (h**2).sum()).value, 4 * state @ kernel @ state)
+    other = ntk.cross(subject.array(_numbers(0)[0][:2]))
+    _close(other.to_dense(), kernel[:, : 2 * OUTPUTS])
+    _close(other.frobenius_norm("exact").value, np.linalg.norm(kernel[:, : 2 * OUTPUTS]))
+    alpha = np.linalg.solve(kernel + 0.5 * np.eye(len(y)), y - state)
+    fit = ntk.regression(y, 0.5).predict(subject.array(_numbers(0)[0][:2]))
+    _close(fit, (kernel @ alpha + state)[: 2 * OUTPUTS].reshape(2, OUTPUTS))
+
+
 # How an engine is found.
 
 

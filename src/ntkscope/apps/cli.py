@@ -1,4 +1,4 @@
-"""The command line: measure, compare, explain, demo, paper."""
+"""The command line: measure, compare, spectrum, explain, demo, paper."""
 
 from __future__ import annotations
 
@@ -217,6 +217,48 @@ def _labels(checkpoints: Sequence[Path]) -> list[str]:
         name if found.count(name) == 1 else f"{name} ({found[: place + 1].count(name)})"
         for place, name in enumerate(found)
     ]
+
+
+@app.command()
+def spectrum(
+    factory: opt.Factory,
+    inputs: opt.Inputs = None,
+    checkpoint: opt.Checkpoint = None,
+    products: Annotated[int, typer.Option(help="NTK products for the density.", min=1)] = 400,
+    seed: opt.Seed = 0,
+    layer: opt.Layer = None,
+    output: opt.Output = None,
+    batch_dim: opt.BatchDim = "0",
+    dtype: opt.Dtype = None,
+    device: opt.Device = "cpu",
+    train_mode: opt.TrainMode = False,
+    json: opt.Json = None,
+    plot: opt.Plot = None,
+    debug: opt.Debug = False,
+) -> None:
+    """Show the largest eigenvalues of a model's kernel, and how many there are above each size."""
+    arguments = _arguments(locals())
+    from rich.console import Console
+    from rich.text import Text
+
+    from ntkscope.apps.spectrum import plain_numbers, spectrum_grid, spectrum_numbers
+    from ntkscope.apps.subject import describe
+    from ntkscope.apps.tables import print_grid
+    from ntkscope.report import document
+
+    _check_outputs(json, plot, {"--inputs": inputs, "--checkpoint": checkpoint})
+    (kernel,) = _subject(arguments).kernels([checkpoint])
+    found = kernel.spectrum(products=products, seed=seed)
+    numbers = spectrum_numbers(kernel, found, seed)
+    _write_json(document("spectrum", arguments, {"spectrum": plain_numbers(numbers)}), json)
+    if str(json) != "-":
+        console = Console()
+        console.print(Text.assemble((factory, "bold"), f": {describe(kernel)}"))
+        print_grid(console, spectrum_grid(numbers))
+    if plot is not None:
+        from ntkscope.plots import save_figure, spectrum_figure
+
+        save_figure(spectrum_figure({checkpoint.stem if checkpoint else factory: found}), plot)
 
 
 @app.command()

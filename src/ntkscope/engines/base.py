@@ -304,6 +304,22 @@ class Engine(Protocol):
         """
         ...
 
+    def as_state(self, values: NDArray[np.float64]) -> Any:
+        """Numbers of the host, shape (n,), as an array like the state."""
+        ...
+
+    def state_gradient(self, loss: Callable[[Any], Any]) -> Any:
+        """∂L/∂h of a loss of the state, an array of the framework of shape (n,).
+
+        Args:
+            loss: Takes the state, in its shape, to one number.
+
+        Raises:
+            TypeError: If it does not return one number of the framework.
+            ValueError: If the gradient is not finite, or the loss does not depend on the state.
+        """
+        ...
+
     def other_inputs(self, other: Engine) -> str:
         """How another engine's batch differs from this one, by values and not by names or shapes.
 
@@ -314,6 +330,19 @@ class Engine(Protocol):
 
     def inputs_digest(self) -> str:
         """A hash of the values of the batch, the same on every device and for every model."""
+        ...
+
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parameters, in the order in which J's columns stand for them."""
+        ...
+
+    def on(self, inputs: Any) -> Engine:
+        """The same model at the same parameters on other inputs, whatever became of the model since.
+
+        Raises:
+            ValueError: As for a new engine, and where the state is weighted by a loss of this batch.
+        """
         ...
 
     def at(self, model: Any) -> Engine:

@@ -8,7 +8,7 @@ from ntkscope.operators.arrays import ArrayMap
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Block, Factor, Map, Small
 
-__all__ = ["KernelOfFactor", "ProductMap", "as_factor", "as_map"]
+__all__ = ["CrossMap", "KernelOfFactor", "ProductMap", "as_factor", "as_map"]
 
 
 class ProductMap:
@@ -60,6 +60,30 @@ class KernelOfFactor(ProductMap):
     def apply(self, block: Block) -> Block:
         """J (Jᵀ X)."""
         self._ledger.add(products=int(block.shape[1]))
+        return super().apply(block)
+
+
+class CrossMap(ProductMap):
+    """K₁₂ = J₁J₂ᵀ of two factors: a product counts as one of the first one's, besides what both enter.
+
+    Args:
+        first: J₁, shape (n₁, p).
+        second: J₂, shape (n₂, p).
+    """
+
+    def __init__(self, first: Factor, second: Factor) -> None:
+        super().__init__(first, second.T)
+        self._factors = first, second
+
+    @property
+    def T(self) -> CrossMap:
+        """K₂₁ = J₂J₁ᵀ."""
+        first, second = self._factors
+        return CrossMap(second, first)
+
+    def apply(self, block: Block) -> Block:
+        """J₁ (J₂ᵀ X)."""
+        self._factors[0].ledgers[0].add(products=int(block.shape[1]))
         return super().apply(block)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ntkscope.plots.bars import metric_panels, report_figure, single_subtitle, value_label
 from ntkscope.plots.maps import kernel_maps, pair_map
+from ntkscope.plots.spectrum import spectrum_figure
 from ntkscope.plots.style import COLORS, save_figure, short_number
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "save_figure",
     "short_number",
     "single_subtitle",
+    "spectrum_figure",
     "value_label",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ntkscope.engines.base import layer_of
 from ntkscope.ntk import NTK
+from ntkscope.ways.targets import read_targets
 
 __all__ = ["Targets"]
 
@@ -44,28 +45,11 @@ class Targets:
             TypeError: If it holds no numbers.
             ValueError: If it fits neither, holds a class that there is not, or is zero or not finite.
         """
-        try:
-            tensor = torch.as_tensor(y)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"targets must be a tensor or an array of numbers, found a {type(y).__name__}"
-            ) from error
-        tensor, shape = tensor.detach().cpu(), kernel.output_shape
-        classes = None
-        if tensor.shape == shape[:-1] and not tensor.is_floating_point() and tensor.shape != shape:
-            classes = tensor.long()
-            tensor = _one_hot(classes, shape[-1])
-        if tensor.numel() != kernel.n:
-            raise ValueError(
-                f"targets have shape {tuple(tensor.shape)}, expected the state's, {shape}, or whole numbers "
-                f"of shape {shape[:-1]} for classes; pass the targets of the inputs that are watched"
-            )
-        double = tensor.reshape(-1).double()
-        square = float(double @ double)
+        vector, classes = read_targets(y, tuple(kernel.output_shape))
+        square = float(vector @ vector)
         if not 0 < square < float("inf"):
             raise ValueError(f"targets have ‖y‖² = {square}, expected a positive number; check their values")
-        given = None if classes is None else classes.numpy()
-        return cls(double.to(kernel.device, kernel.dtype), square, given)
+        return cls(torch.from_numpy(vector).to(kernel.device, kernel.dtype), square, classes)
 
     def pull(self, kernel: NTK, model: nn.Module) -> Mapping[str, float]:
         """‖Jᵀy‖² / ‖y‖² = yᵀKy / ‖y‖², of all parameters under ``""`` and by layer; one VJP."""
@@ -81,12 +65,3 @@ class Targets:
             found[layer] = found.get(layer, 0.0) + float(part @ part) / self.square
             start += size
         return found
-
-
-def _one_hot(classes: Tensor, count: int) -> Tensor:
-    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < count:
-        raise ValueError(
-            f"targets hold classes from {int(classes.min())} to {int(classes.max())}, expected 0 to "
-            f"{count - 1}; the state has {count} outputs"
-        )
-    return nn.functional.one_hot(classes, count)

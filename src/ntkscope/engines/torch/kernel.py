@@ -21,6 +21,7 @@ from ntkscope.engines.torch import machine
 from ntkscope.engines.torch.batches import difference, digest
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.jacobian import Jacobian
+from ntkscope.engines.torch.losses import gradient_of_loss
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
@@ -33,6 +34,7 @@ from ntkscope.engines.torch.samples.strata import on_spheres, strata_of
 from ntkscope.engines.torch.samples.tangents import SampleTangents
 from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, dense_kernel, kernel_inner_products
 from ntkscope.engines.torch.state import StateFunction
+from ntkscope.engines.torch.weighted import weighted_state
 from ntkscope.errors import argument
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
@@ -51,6 +53,9 @@ class TorchEngine:
         batch_dim: The axis of the inputs that holds the samples; ``None``: they are coupled.
         memory_budget: Bytes that one step of work may take.
         chunk_size: Vectors in a chunk.
+        loss: Whose Hessian's root weights the state; see :mod:`ntkscope.engines.torch.losses`.
+        reduction: Of the loss.
+        scale: D of J D Jᵀ; see :mod:`ntkscope.engines.torch.preconditioner`.
         proven: The same state at another moment, whose module was found to be fit.
 
     Raises:
@@ -68,11 +73,14 @@ class TorchEngine:
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
+        loss: str | Callable[[Tensor], Tensor] | None = None,
+        reduction: str = "mean",
+        scale: Any = None,
         proven: StateFunction | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.budget = memory_budget
-        self.function = StateFunction(model, inputs, outputs, layer, proven=proven)
+        self.function = weighted_state(model, inputs, outputs, layer, loss, reduction, scale, proven)
         self.jacobian = Jacobian(self.function, memory_budget, chunk_size, ledger=self.ledger)
         self._options: dict[str, Any] = {
             "outputs": outputs,
@@ -80,6 +88,9 @@ class TorchEngine:
             "batch_dim": batch_dim,
             "memory_budget": memory_budget,
             "chunk_size": chunk_size,
+            "loss": loss,
+            "reduction": reduction,
+            "scale": scale,
         }
         self._samples: TorchSamples | Refusal | None = None
         self._sizes: Sizes | None = None
@@ -142,8 +153,11 @@ class TorchEngine:
         batch_dim = self._options["batch_dim"]
         if batch_dim is None:
             return Refusal(f"{argument('batch_dim', None)} says that they are coupled")
+        if callable(self._options["loss"]):
+            return Refusal("loss= is a function of the whole batch's state")
         outputs = self._options["outputs"]
         signature = [batch_dim, self._options["layer"], getattr(outputs, "__code__", outputs), self.budget]
+        signature += [self._options["loss"], self._options["reduction"]]
         known = memo.recall(self.function, signature)
         if known is not None:
             # Another way through the model than for the inputs before: it is traced anew.
@@ -214,6 +228,14 @@ class TorchEngine:
             )
         return matrix
 
+    def as_state(self, values: NDArray[np.float64]) -> Tensor:
+        """As :meth:`ntkscope.engines.base.Engine.as_state`."""
+        return torch.from_numpy(values).to(self.device, self.dtype).reshape(self.output_shape)
+
+    def state_gradient(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """As :meth:`ntkscope.engines.base.Engine.state_gradient`."""
+        return gradient_of_loss(loss, self.state)
+
     def other_inputs(self, other: Any) -> str:
         """As :meth:`ntkscope.engines.base.Engine.other_inputs`."""
         if not isinstance(other, TorchEngine):
@@ -225,6 +247,13 @@ class TorchEngine:
         if self._digest is None:
             self._digest = digest(self.function.inputs)
         return self._digest
+
+    # Other inputs.
+
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """As :attr:`ntkscope.engines.base.Engine.parameter_shapes`."""
+        return tuple(tuple(value.shape) for value in self.function.parameters.values())
 
     # Later in training.
 
@@ -247,18 +276,25 @@ class TorchEngine:
 
     # Another batch.
 
-    def on(self, inputs: Any, ledger: Ledger, state: Tensor | None = None) -> TorchEngine:
-        """The same model at the same moment on another batch.
+    def on(self, inputs: Any, ledger: Ledger | None = None, state: Tensor | None = None) -> TorchEngine:
+        """As :meth:`ntkscope.engines.base.Engine.on`.
 
         Args:
             inputs: The batch.
-            ledger: Where its products are entered.
-            state: Its state, where that is known.
+            ledger: Where its products are entered; one of its own if ``None``.
+            state: Its state, where that is known, and proven.
         """
+        if self._options["loss"] is not None:
+            raise ValueError(
+                "the state is weighted by a loss= of this batch, which says nothing of other inputs; make an "
+                "NTK without loss="
+            )
         twin = copy.copy(self)
-        twin.ledger, twin.function = ledger, self.function.on(inputs, state)
-        twin.jacobian = Jacobian(twin.function, self.budget, self._options["chunk_size"], ledger=ledger)
+        twin.ledger, twin.function = ledger or Ledger(), self.function.on(inputs, state)
+        twin.jacobian = Jacobian(twin.function, self.budget, self._options["chunk_size"], ledger=twin.ledger)
         twin._samples = twin._sizes = twin._digest = None
+        if state is None:
+            twin.function.prove_again()
         return twin
 
     def with_structure(self, known: SampleJacobian) -> TorchSamples:

@@ -50,6 +50,8 @@ class StateFunction:
             else ``parameters`` are the model's own, and its training changes them.
         proven: The same state of the same module with other values of its parameters, for which the
             comparison was made.
+        roots: √D of every parameter by name, to measure J D Jᵀ: the parameters are φ with
+            θ = θ₀ + √D (φ - θ₀), so that all that is here of J is of J√D.
 
     Attributes:
         parameters: The trainable parameters by name; a tied one once.
@@ -75,6 +77,7 @@ class StateFunction:
         *,
         detach: bool = True,
         proven: StateFunction | None = None,
+        roots: Parameters | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -108,6 +111,8 @@ class StateFunction:
                 )
             self._floating = next((p.dtype for p in named.values() if p.is_floating_point()), torch.float32)
             self.inputs = checked_inputs(inputs, self._floating, detach)
+            self._roots = roots or {}
+            self._centre = {name: self.parameters[name].detach() for name in self._roots}
             self._prove(proven)
 
     @property
@@ -136,11 +141,18 @@ class StateFunction:
             parameters: By name, all of the trainable ones.
             inputs: In the form of the batch; the batch itself if ``None``.
         """
+        scaled = {name: self._scaled(name, value) for name, value in parameters.items()}
         values = {
             name: torch.view_as_complex(value) if name in self._complex else value
-            for name, value in parameters.items()
+            for name, value in scaled.items()
         }
         return self._run(values, self.inputs if inputs is None else inputs)
+
+    def _scaled(self, name: str, value: Tensor) -> Tensor:
+        """θ₀ + √D (φ - θ₀): the value itself at θ₀, to the last bit."""
+        if name not in self._roots:
+            return value
+        return self._centre[name] + self._roots[name] * (value - self._centre[name])
 
     def _run(self, parameters: Mapping[str, Tensor] | None, inputs: Any) -> Tensor:
         """The state with these parameters in place of the module's own."""
@@ -158,9 +170,14 @@ class StateFunction:
         return Constants(
             outlines(self.parameters),
             tuple(self.output_shape),
-            self._frozen | self._buffers,
+            self._frozen | self._buffers | self._scaling(),
             layout_of(self.inputs),
         )
+
+    def _scaling(self) -> Parameters:
+        """What a recorded graph holds of scaled parameters as constants."""
+        roots = {f"root of {name}": value for name, value in self._roots.items()}
+        return roots | {f"centre of {name}": value for name, value in self._centre.items()}
 
     @contextmanager
     def operations(self) -> Iterator[None]:
@@ -208,6 +225,14 @@ class StateFunction:
         twin._witness = None
         return twin
 
+    def prove_again(self) -> None:
+        """Compares another batch's state and gradients with those of a second evaluation.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        self._compare_with_exchanged(self.witness().probe)
+
     def in_double(self) -> StateFunction:
         """The same state with everything in float64; what the module holds besides may not allow it."""
 
@@ -220,6 +245,8 @@ class StateFunction:
 
         twin = copy.copy(self)
         twin.parameters = {name: wide(value) for name, value in self.parameters.items()}
+        twin._roots = {name: wide(value) for name, value in self._roots.items()}
+        twin._centre = {name: wide(value) for name, value in self._centre.items()}
         twin._frozen = {name: wide(value) for name, value in self._frozen.items()}
         twin._buffers = {name: wide(value) for name, value in self._buffers.items()}
         twin.inputs = pytree.tree_map(wide, self.inputs)
@@ -249,6 +276,9 @@ class StateFunction:
             del state
             self.forward_size: ForwardSize = counted or meter.size()
             real = {name: self._real(name, g) for name, g in gradients.items()}
+            for name, root in self._roots.items():
+                gradient = real[name]
+                real[name] = None if gradient is None else gradient * root
             self._witness = Witness(z, real)
             check_finite(real)
             if not known:

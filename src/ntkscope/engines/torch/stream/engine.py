@@ -7,12 +7,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ntkscope.engines.base import Machine, Sizes
 from ntkscope.engines.torch import machine
 from ntkscope.engines.torch.kernel import TorchEngine
+from ntkscope.engines.torch.losses import gradient_of_loss
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
@@ -39,11 +42,14 @@ class StreamEngine:
         batch_dim: The axis of the inputs that holds the samples.
         memory_budget: Bytes that one step of work may take.
         chunk_size: Vectors in a chunk.
+        loss: None: what weights the state would differ from batch to batch.
+        reduction: Of none.
+        scale: As of :class:`TorchEngine`.
 
     Raises:
         TypeError: As :class:`TorchEngine`, and if the data can be run only once.
-        ValueError: As :class:`TorchEngine`, and if samples are coupled within a batch, or a pass brings
-            other data than the first.
+        ValueError: As :class:`TorchEngine`, and for a loss, if samples are coupled within a batch, or a
+            pass brings other data than the first.
         RuntimeError: If the loader raises an exception.
     """
 
@@ -57,7 +63,16 @@ class StreamEngine:
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
+        loss: Any = None,
+        reduction: str = "mean",
+        scale: Any = None,
     ) -> None:
+        if loss is not None:
+            raise ValueError(
+                "loss= weights the state of one batch, and this data comes in batches; pass one batch, or "
+                "leave loss= out"
+            )
+
         def first(batch: Any) -> TorchEngine:
             return TorchEngine(
                 model,
@@ -67,6 +82,7 @@ class StreamEngine:
                 batch_dim=batch_dim,
                 memory_budget=memory_budget,
                 chunk_size=chunk_size,
+                scale=scale,
             )
 
         self._take(Stream(Batches(inputs, unwrapped(model).forward), first), memory_budget)
@@ -165,6 +181,23 @@ class StreamEngine:
             return ""
         counts = f"{len(differing):,} of {len(self.stream.batches):,} batches differ"
         return f"{counts}, the first is batch {differing[0]}"
+
+    def as_state(self, values: NDArray[np.float64]) -> Tensor:
+        """As :meth:`ntkscope.engines.base.Engine.as_state`."""
+        return torch.from_numpy(values).to(self.device, self.dtype).reshape(self.output_shape)
+
+    def state_gradient(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """As :meth:`ntkscope.engines.base.Engine.state_gradient`."""
+        return gradient_of_loss(loss, self.state)
+
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """As :attr:`ntkscope.engines.base.Engine.parameter_shapes`."""
+        return self.stream.first.parameter_shapes
+
+    def on(self, inputs: Any) -> TorchEngine:
+        """As :meth:`ntkscope.engines.base.Engine.on`, for one batch."""
+        return self.stream.first.on(inputs)
 
     def inputs_digest(self) -> str:
         """As :meth:`ntkscope.engines.base.Engine.inputs_digest`."""
