@@ -6,7 +6,7 @@ It stands here for whatever framework comes next: ``ENGINE`` is its line in ``en
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +129,10 @@ class LinearEngine:
     def device(self) -> str:
         return "cpu"
 
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        return {"weight": self._layer.weight.shape}
+
     def session(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -185,10 +189,6 @@ class LinearEngine:
 
     def inputs_digest(self) -> str:
         return hashlib.blake2b(self._inputs.astype(np.float32).tobytes()).hexdigest()
-
-    @property
-    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
-        return (self._layer.weight.shape,)
 
     def as_state(self, values: NDArray[np.float64]) -> Array:
         return values.astype(self.dtype).reshape(self.output_shape)
@@ -279,6 +279,13 @@ class LinearSamples:
         one_hot[:, outputs.T.reshape(-1), np.arange(outputs.size)] = 1
         return self.grams(one_hot.reshape(self.slopes.size, -1), len(outputs), across=across).sum(axis=0)
 
+    def output_squares(self, report: Callable[[int, int], None]) -> Array:
+        self.ledger.add(vjps=self.outputs)
+        return self.slopes**2 * self._lengths()[:, None]
+
+    def in_parts(self, parts: Mapping[str, int]) -> LinearParts:
+        return LinearParts(self)
+
     def forward(self, count: int, directions: Directions) -> Array:
         self.ledger.add(jvps=count)
         drawn = directions(range(count), range(self.batch))
@@ -293,6 +300,27 @@ class LinearSamples:
 
     def _lengths(self) -> Array:
         return np.sum(self.inputs**2, axis=1)
+
+
+@dataclass(frozen=True)
+class LinearParts:
+    """The one part that a layer without bias has."""
+
+    samples: LinearSamples
+
+    def squares(self, probes: Array) -> Array:
+        return self.samples.squares(probes)[..., None]
+
+    def exact_squares(self, report: Callable[[int, int], None]) -> Array:
+        return self.samples.exact_squares(report)[:, None]
+
+    def exact_moments(
+        self, others: Sequence[LinearParts], report: Callable[[int, int], None]
+    ) -> tuple[Array, Array]:
+        return self.samples.exact_moments([other.samples for other in others], report)
+
+    def probed(self) -> Sequence[ProbedLayer]:
+        return [self.samples.probed()]
 
 
 class ProbedLayer:

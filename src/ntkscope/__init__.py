@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from ntkscope.engines.torch.rules import Rule, add_rule
     from ntkscope.fingerprints import Fingerprint, alignment_matrix, velocity
     from ntkscope.ntk import NTK, measure_all
-    from ntkscope.results import ArrayEstimate, Cost, Estimate, Measurement, Measurements, PartialTrace
+    from ntkscope.results import (
+        ArrayEstimate,
+        Cost,
+        Estimate,
+        Measurement,
+        Measurements,
+        PartAlignments,
+        PartialTrace,
+        Split,
+    )
     from ntkscope.runs.eigenpairs import Eigenpairs
     from ntkscope.runs.spectrum import Spectrum
     from ntkscope.settings import Options
@@ -38,9 +47,11 @@ __all__ = [
     "Measurement",
     "Measurements",
     "Options",
+    "PartAlignments",
     "PartialTrace",
     "Rule",
     "Spectrum",
+    "Split",
     "Tracker",
     "__version__",
     "add_rule",
@@ -67,9 +78,11 @@ _HOMES = {
     "Measurement": "ntkscope.results",
     "Measurements": "ntkscope.results",
     "Options": "ntkscope.settings",
+    "PartAlignments": "ntkscope.results",
     "PartialTrace": "ntkscope.results",
     "Rule": "ntkscope.engines.torch.rules",
     "Spectrum": "ntkscope.runs.spectrum",
+    "Split": "ntkscope.results",
     "Tracker": "ntkscope.tracking",
     "add_rule": "ntkscope.engines.torch.rules",
     "alignment_matrix": "ntkscope.fingerprints",

@@ -14,14 +14,18 @@ from ntkscope.engines.pick import make_engine
 from ntkscope.fingerprints import Fingerprint
 from ntkscope.fingerprints.take import take_fingerprint
 from ntkscope.metrics import METRICS, STANDARD
-from ntkscope.parts.partial import partial_trace
-from ntkscope.results import Cost, Estimate, Measurement, Measurements, PartialTrace, named_kernels
+from ntkscope.results import (
+    Cost,
+    Estimate,
+    Measurement,
+    Measurements,
+    named_kernels,
+)
 from ntkscope.settings import (
     DEFAULT_BUDGET,
     Limits,
     Method,
     Options,
-    PartialMethod,
     TraceMethod,
     TraceSource,
     check_sizes,
@@ -30,6 +34,8 @@ from ntkscope.settings import (
 from ntkscope.variants.centered import centered_alignment
 from ntkscope.variants.population import population_effective_rank
 from ntkscope.verbs.cross import CrossVerbs
+from ntkscope.verbs.others import checked_other
+from ntkscope.verbs.parts import PartVerbs
 from ntkscope.verbs.spectrum import SpectrumVerbs
 from ntkscope.verbs.targets import TargetVerbs
 from ntkscope.ways.plan import Plan
@@ -46,7 +52,7 @@ _NO_COPY = (
 )
 
 
-class NTK(SpectrumVerbs, TargetVerbs, CrossVerbs):
+class NTK(PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
     """K = JJᵀ, with J = ∂state/∂parameters of a model at its present parameters.
 
     K says how the state moves under gradient descent. It is measured, never formed,
@@ -376,8 +382,8 @@ class NTK(SpectrumVerbs, TargetVerbs, CrossVerbs):
         """
         chosen = options_of(options, products, seed, limits)
         if centered:
-            return centered_alignment(self.engine, self._other(other), method, chosen)
-        return measure.single("alignment", [self, self._other(other)], method, chosen)
+            return centered_alignment(self.engine, checked_other(self, other), method, chosen)
+        return measure.single("alignment", [self, checked_other(self, other)], method, chosen)
 
     def metric(
         self,
@@ -399,7 +405,7 @@ class NTK(SpectrumVerbs, TargetVerbs, CrossVerbs):
         2.0
         """
         chosen = options_of(options, products, seed, limits)
-        return measure.single(name, [self, *map(self._other, others)], method, chosen)
+        return measure.single(name, [self, *(checked_other(self, other) for other in others)], method, chosen)
 
     def measure(
         self,
@@ -426,7 +432,7 @@ class NTK(SpectrumVerbs, TargetVerbs, CrossVerbs):
         3.0
         """
         given, names = named_kernels(others)
-        kernels = [self, *map(self._other, given)]
+        kernels = [self, *(checked_other(self, other) for other in given)]
         chosen = options_of(options, products, seed, limits)
         wanted = measure.check_metrics(metrics)
         found = measure.measure(kernels, wanted, method, chosen, trace_method=trace_method)
@@ -461,53 +467,6 @@ class NTK(SpectrumVerbs, TargetVerbs, CrossVerbs):
         """
         return take_fingerprint(self.engine, probes, seed, by, centered)
 
-    # In parts.
-
-    def partial_trace(
-        self,
-        keep: str | int | Sequence[str | int] = 0,
-        names: Sequence[str] | None = None,
-        method: PartialMethod = "auto",
-        products: int | None = None,
-        seed: int | None = None,
-        *,
-        options: Options | None = None,
-        **limits: Unpack[Limits],
-    ) -> PartialTrace:
-        """K traced over all axes of the state but some: P[a, a′] = Σ_c K[(a, c), (a′, c)].
-
-        Kept samples make the contracted kernel between samples, kept time steps or units that between
-        these. P is unbiased, positive semidefinite up to its error, and has the trace of K; no terms with
-        c ≠ c′ are in it (those that a contraction of K with ones has).
-
-        Args:
-            keep: Names or numbers of the axes to keep, in the order of the matrix.
-            names: A name for every axis of the state; if ``None``, ``"batch"`` for that of the samples,
-                and ``"axis1"`` and the like for the others.
-            method: ``"exact"``: one-hot probes, as many VJPs as one sample has outputs. ``"reverse"``:
-                random signs over the traced axes, a VJP for every kept entry of one sample, so one where
-                samples alone are kept. ``"forward"``: random parameter directions, one JVP each.
-                ``"auto"``: what is predicted to be the cheapest to the tolerance.
-            products: VJPs or JVPs to spend.
-            seed: Of the probes; 0 if not given.
-            options: All of how far to go as one :class:`ntkscope.Options`.
-            **limits: Its fields by keyword. A tolerance is met when P as a whole (the root of its summed
-                squared errors, relative to ‖P‖), its trace and its effective rank meet it.
-
-        Returns:
-            The matrix with its error bars, trace, norm, effective rank and alignment with another one.
-
-        Raises:
-            ValueError: For an unknown axis or method, or one that does not apply.
-            TypeError: For an axis that is neither a name nor a number.
-
-        >>> import torch
-        >>> ntk = NTK(torch.nn.Linear(3, 2), torch.eye(3))
-        >>> ntk.partial_trace("batch").values.round(6).tolist()  # 2 (x·x′ + 1)
-        [[4.0, 2.0, 2.0], [2.0, 4.0, 2.0], [2.0, 2.0, 4.0]]
-        """
-        return partial_trace(self.engine, keep, names, method, options_of(options, products, seed, limits))
-
     # How.
 
     def plan(self, metric: str = "trace", others: Sequence[NTK] = (), rtol: float = 0.01) -> Plan:
@@ -524,7 +483,7 @@ class NTK(SpectrumVerbs, TargetVerbs, CrossVerbs):
         if metric not in (*METRICS, "measure", "measure_all"):
             known = (*METRICS, "measure", "measure_all")
             raise ValueError(f"unknown metric {metric!r}; choose one of " + ", ".join(map(repr, known)))
-        return measure.plan([self, *map(self._other, others)], metric, rtol)
+        return measure.plan([self, *(checked_other(self, other) for other in others)], metric, rtol)
 
     def explain(self, metric: str = "trace", others: Sequence[NTK] = (), rtol: float = 0.01) -> None:
         """Prints :meth:`plan`, and what is known of the model's structure."""
@@ -540,34 +499,6 @@ class NTK(SpectrumVerbs, TargetVerbs, CrossVerbs):
         with self.engine.session():
             samples = self.engine.samples()
         return (None, samples.reason) if isinstance(samples, Refusal) else (samples, "")
-
-    def _other(self, other: Any) -> Any:
-        """Another kernel, checked against this one."""
-        shape = tuple(getattr(other, "shape", ()))
-        if shape != self.shape:
-            raise ValueError(
-                f"the other kernel has shape {shape}, expected {self.shape}; kernels are compared on the "
-                "same state: use the same inputs and outputs for both"
-            )
-        if isinstance(other, NTK):
-            if other.output_shape != self.output_shape:
-                raise ValueError(
-                    f"the other kernel's state has shape {other.output_shape}, expected {self.output_shape}; "
-                    "kernels are compared on the same state: use the same inputs and outputs for both"
-                )
-            if other.dtype != self.dtype or other.device != self.device:
-                raise ValueError(
-                    f"the kernels are {self.dtype} on {self.device} and {other.dtype} on {other.device}; "
-                    "bring both models to one dtype and device"
-                )
-            different = self.engine.other_inputs(other.engine)
-            if different:
-                raise ValueError(
-                    f"the kernels are of different inputs ({different}); use the same batch for both "
-                    "(estimators.alignment compares kernels whatever they are of)"
-                )
-            return other
-        return self.engine.matrix(other)
 
 
 def measure_all(
@@ -609,7 +540,7 @@ def measure_all(
     if not kernels:
         raise ValueError("measure_all needs at least one kernel, found none; pass a list of NTKs")
     given, names = named_kernels(kernels)
-    checked = [given[0]._other(kernel) for kernel in given]
+    checked = [checked_other(given[0], kernel) for kernel in given]
     chosen = options_of(options, products, seed, limits)
     found = measure.measure_all(checked, measure.check_metrics(metrics), method, chosen)
     return found.named(names)

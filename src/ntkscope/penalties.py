@@ -13,7 +13,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -166,12 +166,13 @@ class _Pulled:
     """Gradients g_i of some probes.
 
     Attributes:
+        state: The state, with its graph.
         signs: The probes, shape (k, *state).
         gradients: A list of parameters' gradients for every probe; ``None`` where none is reached.
     """
 
-    def __init__(self, signs: Tensor, gradients: list[tuple[Tensor | None, ...]]) -> None:
-        self.signs, self.gradients = signs, gradients
+    def __init__(self, state: Tensor, signs: Tensor, gradients: Sequence[tuple[Tensor | None, ...]]) -> None:
+        self.state, self.signs, self.gradients = state, signs, gradients
 
 
 def _pulled(
@@ -205,7 +206,7 @@ def _pulled(
             torch.autograd.grad(state, parameters, z, create_graph=True, retain_graph=True, allow_unused=True)
             for z in signs
         ]
-    return _Pulled(signs, gradients)
+    return _Pulled(state, signs, gradients)
 
 
 def _forms(pulled: _Pulled) -> Tensor:
@@ -218,7 +219,8 @@ def _forms(pulled: _Pulled) -> Tensor:
         rows = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
         flat = torch.stack([row.reshape(-1) for row in rows])
         total = total + (flat @ flat.T).to(total.dtype)
-    return total
+    # The kernel of a linear model has no gradient; its zero can be asked for all the same.
+    return total if total.requires_grad else total + 0 * pulled.state.sum()
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:

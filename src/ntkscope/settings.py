@@ -21,6 +21,7 @@ __all__ = [
     "Options",
     "PartialMethod",
     "Progress",
+    "SplitMethod",
     "TraceMethod",
     "TraceSource",
     "check_sizes",
@@ -38,6 +39,9 @@ TraceMethod: TypeAlias = Literal[
 
 #: Where the trace inside an effective rank may come from.
 TraceSource: TypeAlias = Literal["exact", "per-sample", "per-sample-forward"]
+
+#: Methods of splits.
+SplitMethod: TypeAlias = Literal["auto", "exact", "per-sample", "gram"]
 
 #: Methods of partial traces.
 PartialMethod: TypeAlias = Literal["auto", "exact", "reverse", "forward"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -21,6 +21,7 @@ __all__ = [
     "Machine",
     "ProbedSamples",
     "Refusal",
+    "SampleParts",
     "Samples",
     "Sizes",
     "layer_of",
@@ -31,12 +32,14 @@ Directions: TypeAlias = Callable[[range, range], NDArray[np.float64]]
 
 
 def layer_of(parameter: str) -> str:
-    """The module that holds a parameter, by its dotted name; ``"self"`` for the model's own.
+    """The module that a parameter is of, by its dotted name; ``"self"`` for the model's own.
 
-    >>> layer_of("encoder.0.weight"), layer_of("scale")
-    ('encoder.0', 'self')
+    >>> layer_of("encoder.0.weight"), layer_of("scale"), layer_of("0.parametrizations.weight.original1")
+    ('encoder.0', 'self', '0')
     """
-    return parameter.rpartition(".")[0] or "self"
+    # A parametrised weight is kept in modules within the module that it is of.
+    owner, parametrized, _ = f".{parameter}".partition(".parametrizations.")
+    return (owner if parametrized else owner.rpartition(".")[0])[1:] or "self"
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,14 @@ class Samples(Protocol):
         """
         ...
 
+    def output_squares(self, report: Callable[[int, int], None]) -> Small:
+        """‖∂h_bi/∂θ‖² of every output of every sample, exactly: shape (B, s); s VJPs."""
+        ...
+
+    def in_parts(self, parts: Mapping[str, int]) -> SampleParts:
+        """The same by parts of the parameters, each given by its number."""
+        ...
+
     def forward(self, count: int, directions: Directions) -> Small:
         """J_b u_b with directions as in :meth:`forward_squares`, to (count, n); ``count`` JVPs.
 
@@ -204,6 +215,28 @@ class Samples(Protocol):
 
     def describe(self) -> str:
         """What is known of the model, in words."""
+        ...
+
+
+class SampleParts(Protocol):
+    """J_b of every sample, with its parameters in L parts."""
+
+    def squares(self, probes: NDArray[np.float64]) -> Small:
+        """As :meth:`Samples.squares` of every part: (n, k) to (k, B, L); k VJPs."""
+        ...
+
+    def exact_squares(self, report: Callable[[int, int], None]) -> Small:
+        """‖J_b‖²_F of every part: shape (B, L); s VJPs."""
+        ...
+
+    def exact_moments(
+        self, others: Sequence[SampleParts], report: Callable[[int, int], None]
+    ) -> tuple[Small, Small]:
+        """Traces (c·L,) and inner products (c·L, c·L) of all parts of c kernels, exactly; s VJPs each."""
+        ...
+
+    def probed(self) -> Sequence[ProbedSamples]:
+        """Gradients for random probes of every part, which are pulled back once for all."""
         ...
 
 
@@ -258,6 +291,11 @@ class Engine(Protocol):
     @property
     def device(self) -> Any:
         """Where the state lives."""
+        ...
+
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each parameter, by its name, in the order in which J's columns stand for them."""
         ...
 
     def session(self) -> AbstractContextManager[None]:
@@ -330,11 +368,6 @@ class Engine(Protocol):
 
     def inputs_digest(self) -> str:
         """A hash of the values of the batch, the same on every device and for every model."""
-        ...
-
-    @property
-    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the parameters, in the order in which J's columns stand for them."""
         ...
 
     def on(self, inputs: Any) -> Engine:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ntkscope.engines.base import Engine, Machine, Refusal
+from ntkscope.engines.base import Engine, Refusal
 from ntkscope.operators.ledger import Meter
 from ntkscope.operators.space import Small
 from ntkscope.progress import ProgressListener, progress_bar
@@ -28,11 +28,9 @@ from ntkscope.ways.partial import (
     PartialWay,
     RandomWay,
 )
+from ntkscope.ways.plan import USUAL
 
 __all__ = ["partial_trace", "sample_axis"]
-
-# An ordinary processor: where a run ends must not depend on the clock.
-_USUAL = Machine(flops=5e10, elements=1e9, call=5e-6)
 
 
 def partial_trace(
@@ -154,8 +152,8 @@ class _Work:
     def _price(self, way: RandomWay, exact: OneHot) -> int:
         """Products of a way that cost as much as the exact one."""
         problem, sizes = self._problem, self._problem.engine.sizes()
-        each = way.seconds(problem, sizes, _USUAL, 64) / 64 / way.cost(problem)
-        price = math.ceil(exact.seconds(problem, sizes, _USUAL, 0) / each)
+        each = way.seconds(problem, sizes, USUAL, 64) / 64 / way.cost(problem)
+        price = math.ceil(exact.seconds(problem, sizes, USUAL, 0) / each)
         return min(price, exact.cost(problem)) if isinstance(way, type(RANDOM_WAYS[0])) else price
 
     def _is_hopeless(self, run: ArrayRun, price: int) -> bool:

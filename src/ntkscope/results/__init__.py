@@ -7,6 +7,7 @@ from ntkscope.results.estimate import Cost, Estimate, student_t_quantile
 from ntkscope.results.measurement import Measurement
 from ntkscope.results.measurements import Measurements, named_kernels
 from ntkscope.results.partial import PartialTrace
+from ntkscope.results.split import PartAlignments, Split
 
 __all__ = [
     "ArrayEstimate",
@@ -14,7 +15,9 @@ __all__ = [
     "Estimate",
     "Measurement",
     "Measurements",
+    "PartAlignments",
     "PartialTrace",
+    "Split",
     "named_kernels",
     "student_t_quantile",
 ]

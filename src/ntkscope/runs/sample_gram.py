@@ -264,7 +264,9 @@ def ring_moments(
     count = len(kernels)
     places = [(a, b) for a in range(count) for b in range(a, count)] if pairs is None else list(pairs)
     offsets = (0, *ring.offsets)
-    rings = [kernel.ring(ring.order, ring.block, offsets, _ROOM) for kernel in kernels]
+    # A product of tiles is held for every pair of kernels.
+    room = max(1, _ROOM // max(1, len(places) // 8))
+    rings = [kernel.ring(ring.order, ring.block, offsets, room) for kernel in kernels]
     sums = RingSums(ring, len(places), probes, own)
     squares: Small = np.zeros((count, ring.blocks, ring.block, probes))
     for pieces in zip(*rings, strict=True):

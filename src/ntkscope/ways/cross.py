@@ -39,7 +39,7 @@ def check_pair(left: Engine, right: Engine) -> None:
     Raises:
         ValueError: If they are not.
     """
-    if left.parameter_shapes != right.parameter_shapes:
+    if list(left.parameters.values()) != list(right.parameters.values()):
         raise ValueError(
             f"the models' parameters have other shapes (p={left.shape[1]:,} and p={right.shape[1]:,}); a "
             "kernel between two states needs one θ: use the same model, or one of the same layers"

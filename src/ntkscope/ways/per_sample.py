@@ -17,9 +17,10 @@ from ntkscope.runs.sources import IndependentMoments
 from ntkscope.ways.base import NeedsSamples, Problem, Start, per_sample_of
 from ntkscope.ways.costs import growth_of, per_sample_seconds
 
-__all__ = ["PerSample", "PerSampleForward", "PerSampleGram", "gram_bytes"]
+__all__ = ["STREAM", "PerSample", "PerSampleForward", "PerSampleGram", "gram_bytes"]
 
-_STREAM = 20
+#: Of the probes of a trace, whose parts a split has.
+STREAM = 20
 _FORWARD_STREAM = 21
 
 # Samples of a batch tell more of the error, but one of them may make the trace alone.
@@ -89,7 +90,7 @@ class PerSample(_PerSampleTrace):
         """The trace alone, as a run."""
 
         def draw(start: int, stop: int) -> NDArray[np.float64]:
-            return samples.squares(sphere_probes(n, start, stop, seed=seed, stream=_STREAM))
+            return samples.squares(sphere_probes(n, start, stop, seed=seed, stream=STREAM))
 
         return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon, first_look=_FIRST_LOOK)
 

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,6 +29,7 @@ from ntkscope.engines.torch.samples import memo
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.engines.torch.samples.grams import output_grams, probe_grams
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.engines.torch.samples.parts import PartsOfSamples, output_squares
 from ntkscope.engines.torch.samples.probed import ProbedGradients
 from ntkscope.engines.torch.samples.strata import on_spheres, strata_of
 from ntkscope.engines.torch.samples.tangents import SampleTangents
@@ -122,6 +123,11 @@ class TorchEngine:
     def device(self) -> torch.device:
         """Where the state lives."""
         return self.function.device
+
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """As :attr:`ntkscope.engines.base.Engine.parameters`."""
+        return {name: tuple(value.shape) for name, value in self.function.parameters.items()}
 
     def session(self) -> AbstractContextManager[None]:
         """One thread at a time, outside of inference mode."""
@@ -247,13 +253,6 @@ class TorchEngine:
         if self._digest is None:
             self._digest = digest(self.function.inputs)
         return self._digest
-
-    # Other inputs.
-
-    @property
-    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """As :attr:`ntkscope.engines.base.Engine.parameter_shapes`."""
-        return tuple(tuple(value.shape) for value in self.function.parameters.values())
 
     # Later in training.
 
@@ -390,6 +389,14 @@ class TorchSamples:
     ) -> Small:
         """As :meth:`ntkscope.engines.base.Samples.output_grams`."""
         return output_grams(self.jacobian, outputs, across=across, report=report)
+
+    def output_squares(self, report: Callable[[int, int], None]) -> Small:
+        """‖∂h_bi/∂θ‖² of every output, by one-hot probes: shape (B, s)."""
+        return output_squares(self.jacobian, report).cpu().numpy()
+
+    def in_parts(self, parts: Mapping[str, int]) -> PartsOfSamples:
+        """The same by parts of the parameters."""
+        return PartsOfSamples(self.jacobian, parts, self._silent)
 
     def forward(self, count: int, directions: Directions) -> Small:
         """J_b u_b with a direction for every probe and sample: shape (count, n)."""

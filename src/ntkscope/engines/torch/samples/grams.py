@@ -17,7 +17,7 @@ from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Gradient, Linearization
 from ntkscope.operators.space import Small
 
-__all__ = ["factor_grams", "output_grams", "probe_grams"]
+__all__ = ["Outputs", "factor_grams", "output_grams", "probe_grams"]
 
 
 def probe_grams(jacobian: SampleJacobian, probes: Tensor, rows: int, *, across: bool) -> Small:
@@ -83,7 +83,7 @@ def _output_grams(
     out = np.zeros((rows, batch, rows, batch) if across else (rows, rows))
     samples, fitting = jacobian.portions(outputs.size)
     step = max(1, fitting // rows)
-    places = _Places(jacobian)
+    places = Outputs(jacobian)
     for part, linear in jacobian.linearizations(batch if across else samples):
         for start in range(0, columns, step):
             chosen = outputs[:, start : start + step]
@@ -97,7 +97,7 @@ def _output_grams(
     return out
 
 
-class _Places:
+class Outputs:
     """Where the outputs of a sample are computed: the piece, and the entry of it.
 
     Args:
@@ -111,6 +111,11 @@ class _Places:
         for number, piece in enumerate(jacobian.graph.pieces):
             self._piece[piece.index] = number
             self._entry[piece.index] = piece.entries
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """All outputs, piece by piece."""
+        return np.asarray(self._piece.argsort(stable=True).numpy())
 
     def pull(self, linear: Linearization, outputs: NDArray[np.int64]) -> list[Gradient]:
         """The gradients of some outputs, one probe each, piece by piece where they come in that order."""

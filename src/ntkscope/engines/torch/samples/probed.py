@@ -19,6 +19,7 @@ from ntkscope.engines.torch.gradients.factors import Direct, Factor, Outer
 from ntkscope.engines.torch.gradients.sides import Features, Lookup, widened
 from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.engines.torch.samples.linearization import Gradient
 from ntkscope.operators.space import Small
 
 __all__ = ["ProbedGradients", "Rows", "Sides"]
@@ -58,21 +59,19 @@ class ProbedGradients:
 
     def add(self, signs: NDArray[Any]) -> None:
         """More probes, of shape (n, k)."""
+        fresh = [
+            (part, {g.group: self.settled(g.factor) for g in gradients})
+            for part, gradients in self.pulled(signs)
+        ]
+        self.extend(fresh, signs.shape[1])
+
+    def pulled(self, signs: NDArray[np.int8]) -> Iterator[tuple[range, list[Gradient]]]:
+        """The gradients of some probes, part by part of the samples."""
         jacobian = self._jacobian
         function = jacobian.function
         z = jacobian.axes.to_samples(torch.from_numpy(signs.T).to(function.device, function.dtype))
-        fresh = [
-            (
-                part,
-                {
-                    g.group: g.factor.settled(_partners(self.batch))
-                    for g in linear.pull(z[:, part.start : part.stop])
-                },
-            )
-            for part, linear in jacobian.linearizations(jacobian.batch)
-        ]
-        self._parts = fresh if not self._parts else _joined(self._parts, fresh)
-        self._probes += signs.shape[1]
+        for part, linear in jacobian.linearizations(jacobian.batch):
+            yield part, linear.pull(z[:, part.start : part.stop])
         jacobian.ledger.add(vjps=signs.shape[1])
 
     def by_layer(self) -> dict[str, ProbedGradients]:
@@ -97,6 +96,15 @@ class ProbedGradients:
         for name, group in sorted(named, key=lambda pair: place.get(pair[0], len(place))):
             layers[layer_of(name)].append(group)
         return dict(layers)
+
+    def settled(self, factor: Factor) -> Factor:
+        """The form of a factor for the products to come."""
+        return factor.settled(_partners(self.batch))
+
+    def extend(self, fresh: list[tuple[range, dict[Group, Factor]]], probes: int) -> None:
+        """Takes in the gradients of so many more probes."""
+        self._parts = fresh if not self._parts else _joined(self._parts, fresh)
+        self._probes += probes
 
     def ring(
         self, order: NDArray[np.int64], block: int, offsets: Sequence[int], room: int

@@ -23,7 +23,7 @@ from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, take_half
 from ntkscope.engines.torch.probes import one_hot
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
-from ntkscope.engines.torch.samples.linearization import Linearization
+from ntkscope.engines.torch.samples.linearization import Gradient, Linearization
 from ntkscope.errors import said
 
 __all__ = [
@@ -134,26 +134,35 @@ class SampleRows:
         return len(self._plan)
 
     def blocks(self, start: int, stop: int) -> Iterator[RowBlock]:
-        """Blocks start..stop-1; the samples of consecutive blocks run forward once."""
+        """Blocks start..stop-1."""
+        for index, gradients in self.gradients(start, stop):
+            factors = [self.settled(gradient.factor) for gradient in gradients]
+            yield RowBlock(index, factors or [self.nothing(index)])
+
+    def gradients(self, start: int, stop: int) -> Iterator[tuple[Tensor, list[Gradient]]]:
+        """Index and gradients of blocks start..stop-1; the samples of consecutive blocks run forward once."""
         linear, current = None, None
         for samples, outputs in self._plan[start:stop]:
             if linear is None or samples != current:
                 linear, current = self._jacobian.linearize(samples), samples
-            yield self._block(linear, samples, outputs)
+            index = self._index[samples.start : samples.stop, outputs.start : outputs.stop].T
+            yield index, self._gradients(linear, samples, outputs)
 
-    def _block(self, linear: Linearization, samples: range, outputs: range) -> RowBlock:
+    def settled(self, factor: Factor) -> Factor:
+        """The form of a factor for products with all other rows."""
+        return factor.settled(self._jacobian.batch * self._jacobian.outputs)
+
+    def nothing(self, index: Tensor) -> Factor:
+        """Rows of zeros, of what no parameter reaches."""
+        return Direct(self._jacobian.function.state.new_zeros(*index.shape, 1))
+
+    def _gradients(self, linear: Linearization, samples: range, outputs: range) -> list[Gradient]:
         jacobian = self._jacobian
         state, places = linear.state, torch.arange(outputs.start, outputs.stop)
         probes = one_hot(places, jacobian.outputs, state.dtype, state.device)
         block = probes.unsqueeze(1).expand(-1, len(samples), -1)
-        total = jacobian.batch * jacobian.outputs
-        factors = [gradient.factor.settled(total) for gradient in linear.pull(block)]
-        if not factors:
-            # A state that no parameter reaches.
-            factors = [Direct(state.new_zeros(len(outputs), len(samples), 1))]
-        index = self._index[samples.start : samples.stop, outputs.start : outputs.stop].T
         jacobian.ledger.add(vjps=len(outputs) * len(samples) / jacobian.batch)
-        return RowBlock(index, factors)
+        return linear.pull(block)
 
 
 def factor_positions(tap_shape: tuple[int, ...]) -> int:

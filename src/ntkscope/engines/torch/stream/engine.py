@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -191,9 +191,9 @@ class StreamEngine:
         return gradient_of_loss(loss, self.state)
 
     @property
-    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """As :attr:`ntkscope.engines.base.Engine.parameter_shapes`."""
-        return self.stream.first.parameter_shapes
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """As :attr:`ntkscope.engines.base.Engine.parameters`."""
+        return self.stream.first.parameters
 
     def on(self, inputs: Any) -> TorchEngine:
         """As :meth:`ntkscope.engines.base.Engine.on`, for one batch."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkscope.engines.base import Directions
+from ntkscope.engines.base import Directions, SampleParts
+from ntkscope.engines.torch.kernel import TorchSamples
 from ntkscope.engines.torch.samples.tiles import kernel_inner_products
 from ntkscope.engines.torch.stream.probed import StreamProbed
 from ntkscope.engines.torch.stream.rows import StreamRows
@@ -75,6 +76,14 @@ class StreamSamples:
 
     def exact_squares(self, report: Callable[[int, int], None]) -> Small:
         """‖J_b‖²_F of every sample, by one-hot probes, in one pass."""
+        return self._in_one_pass(report, lambda samples, here: samples.exact_squares(here))
+
+    def _in_one_pass(
+        self,
+        report: Callable[[int, int], None],
+        work: Callable[[TorchSamples, Callable[[int, int], None]], Small],
+    ) -> Small:
+        """What is known of every sample, from the batches in turn; the report counts thousandths."""
         parts: list[Small] = []
         for number, (engine, _) in enumerate(self._stream.visits()):
             before, batch = self._stream.starts[number], self._stream.batches[number]
@@ -82,7 +91,7 @@ class StreamSamples:
             def here(done: int, total: int, before: int = before, batch: int = batch) -> None:
                 report(round(1000 * (before + batch * done / max(total, 1))), 1000 * self.batch)
 
-            parts.append(samples_of(engine).exact_squares(here))
+            parts.append(work(samples_of(engine), here))
         return np.concatenate(parts)
 
     def exact_moments(self, others: Sequence[Any], report: Callable[[int, int], None]) -> tuple[Small, Small]:
@@ -93,6 +102,14 @@ class StreamSamples:
     def probed(self) -> StreamProbed:
         """As :meth:`ntkscope.engines.base.Samples.probed`."""
         return StreamProbed(self._stream, self._budget)
+
+    def output_squares(self, report: Callable[[int, int], None]) -> Small:
+        """‖∂h_bi/∂θ‖² of every output of every sample, by one-hot probes, in one pass: shape (B, s)."""
+        return self._in_one_pass(report, lambda samples, here: samples.output_squares(here))
+
+    def in_parts(self, parts: Mapping[str, int]) -> SampleParts:
+        """None, of data that streams."""
+        raise ValueError("splits are not there for data that streams; pass one batch of it")
 
     def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
         """None, of data that streams."""
