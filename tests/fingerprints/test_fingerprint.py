@@ -55,7 +55,9 @@ def is_near(found: Estimate, truth: float, errors: float = 6.0) -> bool:
 
 
 def layer_of(parameter: str) -> str:
-    return parameter.rpartition(".")[0] or "self"
+    """A parametrised weight is of the module that has it."""
+    owner, inside, _ = parameter.partition(".parametrizations.")
+    return owner if inside else parameter.rpartition(".")[0] or "self"
 
 
 def naive_products(jacobian: torch.Tensor, index: torch.Tensor, found: Fingerprint) -> NDArray[np.float64]:

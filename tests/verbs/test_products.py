@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import ntkscope
 from ntkscope import NTK
@@ -66,3 +67,13 @@ def test_bad_requests_name_the_remedy() -> None:
         ntkscope.trace_product(np.eye(2), np.eye(3))
     with pytest.raises(ValueError, match="at least 6 products"):
         ntkscope.trace_product(np.eye(9), np.eye(9), products=3)
+
+
+def test_kernels_of_different_inputs_are_not_multiplied() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    one, two = ntkscope.NTK(model, torch.eye(3)), ntkscope.NTK(model, torch.ones(3, 3))
+    with pytest.raises(ValueError, match="of different inputs"):
+        ntkscope.trace_product(one, two)
+    with pytest.raises(ValueError, match=r"has shape \(5, 5\), expected \(6, 6\)"):
+        ntkscope.trace_product(np.eye(5), one)

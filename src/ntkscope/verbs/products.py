@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, Unpack
 
 from ntkscope.results import Estimate
 from ntkscope.settings import Limits, Options, options_of
+from ntkscope.verbs.others import checked_other
 from ntkscope.ways import chains
 
 __all__ = ["trace_product"]
@@ -44,7 +45,7 @@ def trace_product(
     11.0
     """
     # A model's kernel says which others it can be multiplied with, and brings matrices to its device.
-    check = next((kernel._other for kernel in kernels if hasattr(kernel, "_other")), lambda kernel: kernel)
-    checked = [check(kernel) for kernel in kernels]
+    model = next((kernel for kernel in kernels if hasattr(kernel, "engine")), None)
+    checked = list(kernels) if model is None else [checked_other(model, kernel) for kernel in kernels]
     chosen = options_of(options, products, seed, limits)
     return chains.trace_product(checked, method, chosen)
