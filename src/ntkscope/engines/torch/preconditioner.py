@@ -51,8 +51,12 @@ def _of_mapping(named: Mapping[str, Tensor], scale: Mapping[str, Any]) -> dict[s
 def _root(name: str, value: Any, parameter: Tensor) -> Tensor:
     real = parameter.detach().real
     number = torch.as_tensor(value, dtype=torch.float64).detach().to(real.device, real.dtype)
+    # A complex parameter is two real ones along a last axis; optimizers have averages of each.
+    pairs = parameter.is_complex()
+    if pairs and number.shape != (*parameter.shape, 2):
+        number = number.unsqueeze(-1)
     try:
-        full = number.expand(parameter.shape)
+        full = number.expand((*parameter.shape, 2) if pairs else parameter.shape)
     except RuntimeError as error:
         raise ValueError(
             f"scale has the shape {tuple(number.shape)} for {name}, expected {tuple(parameter.shape)}; "
@@ -63,9 +67,7 @@ def _root(name: str, value: Any, parameter: Tensor) -> Tensor:
             f"scale has entries for {name} that are negative or not finite; D must not be negative, "
             "since J D Jᵀ is measured by its square root"
         )
-    root = full.sqrt().clone()
-    # A complex parameter is two real ones along a last axis.
-    return root.unsqueeze(-1).expand(*root.shape, 2).clone() if parameter.is_complex() else root
+    return full.sqrt().clone()
 
 
 def _of_optimizer(named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -97,12 +99,17 @@ def _step(name: str, p: Tensor, group: Mapping[str, Any], optimizer: torch.optim
         )
     if isinstance(optimizer, torch.optim.Adagrad):
         slower = 1 + (float(state["step"]) - 1) * group["lr_decay"]
-        return rate / slower / (state["sum"].sqrt() + group["eps"])
+        return rate / slower / (_real(state["sum"]).sqrt() + group["eps"])
     if isinstance(optimizer, torch.optim.RMSprop):
-        variance = state["square_avg"]
+        variance = _real(state["square_avg"])
         if group["centered"]:
-            variance = variance - state["grad_avg"] ** 2
+            variance = variance - _real(state["grad_avg"]) ** 2
         return rate / (variance.clamp(min=0).sqrt() + group["eps"])
-    moments = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    moments = _real(state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"])
     correction = 1 - group["betas"][1] ** float(state["step"])
     return rate / (moments.sqrt() / math.sqrt(correction) + group["eps"])
+
+
+def _real(average: Tensor) -> Tensor:
+    """Averages of a complex parameter: of its real and its imaginary part, along a last axis."""
+    return torch.view_as_real(average) if average.is_complex() else average
