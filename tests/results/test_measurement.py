@@ -242,7 +242,7 @@ def test_misspelt_methods_and_options_are_caught_by_a_strict_type_checker(
     root = Path(results.__file__).parents[1]
     monkeypatch.setenv("MYPYPATH", str(root.parent))
     sources = [root / name for name in ("__init__.py", "ntk.py", "settings.py")]
-    sources += (root / "results").glob("*.py")
+    sources += [*(root / "results").glob("*.py"), *(root / "verbs").glob("*.py")]
     found = _check_types(tmp_path, sources, {"caller": CALLER, "wrong": WRONG_CALLS})
     assert found["caller"] == []
     expected = {
@@ -250,8 +250,8 @@ def test_misspelt_methods_and_options_are_caught_by_a_strict_type_checker(
         "6": 'Unexpected keyword argument "rtoll"',
         "7": "incompatible type \"Literal['rhutch']\"",
         "8": "incompatible type \"Literal['hutch++']\"",
-        "9": 'Argument "rtol" to "trace" of "NTK" has incompatible type "str"',
-        "10": 'Argument "options" to "trace" of "NTK" has incompatible type "dict[str, float]"',
+        "9": 'Argument "rtol" to "trace" of "MetricVerbs" has incompatible type "str"',
+        "10": 'Argument "options" to "trace" of "MetricVerbs" has incompatible type "dict[str, float]"',
         "11": 'Unexpected keyword argument "rtoll" for "Options"',
         "12": 'Unexpected keyword argument "methd"',
         "13": '"Estimate" has no attribute "vlaue"',
