@@ -69,8 +69,10 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             JᵀRRᵀJ, so every metric is that matrix's (for cross entropy also Fisher's). With a function
             the batch is treated as a whole.
         reduction: As torch's losses have it. ``"mean"``: over samples, and positions, for cross entropy
-            (classes along axis 1 of the state, as in ``torch.nn.functional.cross_entropy``), over all
-            outputs for the others. ``"sum"``. A function has its own.
+            over all outputs for the others. ``"sum"``. A function has its own.
+        class_dim: The state's axis of classes, for cross entropy: 1 if not given, as in
+            ``torch.nn.functional.cross_entropy``; of three axes it must be said, since language models
+            have classes along the last one, -1.
         scale: D ≥ 0, to measure J D Jᵀ, how the state moves where gradients are scaled: a mapping of
             parameters' names to numbers or tensors of their shape (1 where there is none), or an
             optimizer, whose learning rates and, for Adam and its kin, averages are read when this is
@@ -108,6 +110,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         chunk_size: int | None = None,
         loss: Any = None,
         reduction: str = "mean",
+        class_dim: int | None = None,
         scale: Any = None,
     ) -> None:
         check_sizes(memory_budget, chunk_size)
@@ -120,7 +123,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             memory_budget=memory_budget,
             chunk_size=chunk_size,
             # An engine need not know of what is not asked for.
-            **({} if loss is None else {"loss": loss, "reduction": reduction}),
+            **({} if loss is None else {"loss": loss, "reduction": reduction, "class_dim": class_dim}),
             **({} if scale is None else {"scale": scale}),
         )
 

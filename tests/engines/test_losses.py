@@ -69,6 +69,8 @@ def test_metrics_are_those_of_the_gauss_newton_matrix(
     function = lambda h: LOSSES[loss](h, reduction)  # noqa: E731
     expected = gauss_newton(model, inputs, function)
     given: dict[str, Any] = {"loss": function} if as_function else {"loss": loss, "reduction": reduction}
+    if loss == "cross_entropy" and make is _pixels and not as_function:
+        given["class_dim"] = 1
     ntk = NTK(model, inputs, **given)
     assert ntk.trace("exact").value == pytest.approx(float(expected.trace()), rel=1e-9)
     assert ntk.trace("rhutch", products=10**6).value == pytest.approx(float(expected.trace()), rel=1e-9)
@@ -237,3 +239,34 @@ def test_bad_scales_name_the_remedy() -> None:
         NTK(model, inputs, scale=torch.optim.LBFGS(model.parameters()))
     with pytest.raises(ValueError, match="none of the model's parameters"):
         NTK(model, inputs, scale=torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0))
+
+
+def test_classes_of_language_models_are_along_the_last_axis() -> None:
+    torch.manual_seed(0)
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(7, 5), nn.Linear(5, 7)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.embedding(tokens)))
+
+    model, tokens = Words().double(), torch.randint(7, (3, 4))
+    with pytest.raises(ValueError, match="class_dim=1 or class_dim=-1"):
+        NTK(model, tokens, loss="cross_entropy")
+    with pytest.raises(ValueError, match="has no axis 3"):
+        NTK(model, tokens, loss="cross_entropy", class_dim=3)
+    with pytest.raises(ValueError, match="class_dim= is for loss='cross_entropy'"):
+        NTK(model, tokens, loss="mse", class_dim=1)
+    for axis in (1, -1):
+        found = NTK(model, tokens, loss="cross_entropy", class_dim=axis).trace("exact").value
+
+        def loss(h: Tensor, axis: int = axis) -> Tensor:
+            h = h.movedim(axis, -1).flatten(0, 1)
+            # Whatever the targets are, the Hessian is the same.
+            return nn.functional.cross_entropy(h, torch.zeros(len(h), dtype=torch.long))
+
+        assert found == pytest.approx(NTK(model, tokens, loss=loss).trace("exact").value, rel=1e-9)
+    images = NTK(nn.Conv2d(2, 3, 1).double(), torch.randn(2, 2, 4, 4).double(), loss="cross_entropy")
+    assert images.trace("exact").stderr == 0

@@ -56,6 +56,7 @@ class TorchEngine:
         chunk_size: Vectors in a chunk.
         loss: Whose Hessian's root weights the state; see :mod:`ntkscope.engines.torch.losses`.
         reduction: Of the loss.
+        class_dim: The state's axis of classes, for cross entropy.
         scale: D of J D Jᵀ; see :mod:`ntkscope.engines.torch.preconditioner`.
         proven: The same state at another moment, whose module was found to be fit.
 
@@ -76,12 +77,15 @@ class TorchEngine:
         chunk_size: int | None = None,
         loss: str | Callable[[Tensor], Tensor] | None = None,
         reduction: str = "mean",
+        class_dim: int | None = None,
         scale: Any = None,
         proven: StateFunction | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.budget = memory_budget
-        self.function = weighted_state(model, inputs, outputs, layer, loss, reduction, scale, proven)
+        self.function = weighted_state(
+            model, inputs, outputs, layer, loss, reduction, class_dim, scale, proven
+        )
         self.jacobian = Jacobian(self.function, memory_budget, chunk_size, ledger=self.ledger)
         self._options: dict[str, Any] = {
             "outputs": outputs,
@@ -91,6 +95,7 @@ class TorchEngine:
             "chunk_size": chunk_size,
             "loss": loss,
             "reduction": reduction,
+            "class_dim": class_dim,
             "scale": scale,
         }
         self._samples: TorchSamples | Refusal | None = None
@@ -163,7 +168,7 @@ class TorchEngine:
             return Refusal("loss= is a function of the whole batch's state")
         outputs = self._options["outputs"]
         signature = [batch_dim, self._options["layer"], getattr(outputs, "__code__", outputs), self.budget]
-        signature += [self._options["loss"], self._options["reduction"]]
+        signature += [self._options[name] for name in ("loss", "reduction", "class_dim")]
         known = memo.recall(self.function, signature)
         if known is not None:
             # Another way through the model than for the inputs before: it is traced anew.

@@ -51,13 +51,14 @@ def _value(loss: Callable[[Tensor], Tensor], leaf: Tensor) -> Tensor:
     return value.reshape(())
 
 
-def square_root_of(loss: Any, state: Tensor, reduction: str) -> Weigh:
+def square_root_of(loss: Any, state: Tensor, reduction: str, class_dim: int | None = None) -> Weigh:
     """R of a loss, so that JᵀRRᵀJ is its generalised Gauss-Newton matrix and RᵀJJᵀR has its spectrum.
 
     Args:
         loss: One of :data:`LOSSES`, or a convex function of the whole state that takes it to one number.
         state: h, at which the Hessian is taken.
         reduction: ``"mean"`` or ``"sum"``, as torch's losses have it; nothing for a function.
+        class_dim: The state's axis of classes, for cross entropy.
 
     Raises:
         TypeError: If it is neither.
@@ -68,7 +69,10 @@ def square_root_of(loss: Any, state: Tensor, reduction: str) -> Weigh:
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}; choose one of {', '.join(map(repr, LOSSES))}")
-        return LOSSES[loss](state, reduction == "mean")
+        if class_dim is not None and loss != "cross_entropy":
+            raise ValueError(f"class_dim= is for loss='cross_entropy', found loss={loss!r}; leave it out")
+        axis = _class_axis(tuple(state.shape), class_dim) if loss == "cross_entropy" else 0
+        return LOSSES[loss](state, reduction == "mean", axis)
     if not callable(loss):
         raise TypeError(
             f"loss must be a name or a function of the state, found {type(loss).__name__}; "
@@ -77,10 +81,24 @@ def square_root_of(loss: Any, state: Tensor, reduction: str) -> Weigh:
     return _of_function(loss, state)
 
 
-def _cross_entropy(state: Tensor, is_mean: bool) -> Weigh:
+def _class_axis(shape: tuple[int, ...], class_dim: int | None) -> int:
+    """The axis of classes: 1, as ``torch.nn.functional.cross_entropy`` has it, or the only one."""
+    if class_dim is not None:
+        if not -len(shape) <= class_dim < len(shape):
+            raise ValueError(
+                f"the state {shape} has no axis {class_dim}; class_dim= names that of the classes"
+            )
+        return class_dim % len(shape)
+    if len(shape) == 3:
+        raise ValueError(
+            f"the classes of a state of shape {shape} are along axis 1 in torch's losses, and along the last "
+            "one in language models; say which by class_dim=1 or class_dim=-1"
+        )
+    return min(1, len(shape) - 1)
+
+
+def _cross_entropy(state: Tensor, is_mean: bool, axis: int) -> Weigh:
     """Per sample diag(p) - ppᵀ = RRᵀ with R = diag(√p) - p√pᵀ, since √pᵀ√p = 1."""
-    # As torch.nn.functional.cross_entropy has it: classes along axis 1, or the only one.
-    axis = min(1, state.dim() - 1)
     factor = math.sqrt(state.shape[axis] / state.numel()) if is_mean else 1.0
 
     def weigh(h: Tensor) -> Tensor:
@@ -91,13 +109,13 @@ def _cross_entropy(state: Tensor, is_mean: bool) -> Weigh:
     return weigh
 
 
-def _mse(state: Tensor, is_mean: bool) -> Weigh:
+def _mse(state: Tensor, is_mean: bool, _: int) -> Weigh:
     """2 of every output, over all outputs."""
     factor = math.sqrt(2 / state.numel() if is_mean else 2)
     return lambda h: factor * h
 
 
-def _binary_cross_entropy(state: Tensor, is_mean: bool) -> Weigh:
+def _binary_cross_entropy(state: Tensor, is_mean: bool, _: int) -> Weigh:
     """σ(1 - σ) of every logit, over all of them."""
     factor = math.sqrt(1 / state.numel()) if is_mean else 1.0
 
@@ -108,8 +126,8 @@ def _binary_cross_entropy(state: Tensor, is_mean: bool) -> Weigh:
     return weigh
 
 
-#: By name, what makes R of the whole batch's state and of whether losses are averaged.
-LOSSES: dict[str, Callable[[Tensor, bool], Weigh]] = {
+#: By name, what makes R of the whole batch's state, whether losses are averaged, and the axis of classes.
+LOSSES: dict[str, Callable[[Tensor, bool, int], Weigh]] = {
     "cross_entropy": _cross_entropy,
     "mse": _mse,
     "binary_cross_entropy": _binary_cross_entropy,

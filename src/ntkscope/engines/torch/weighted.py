@@ -22,6 +22,7 @@ def weighted_state(
     layer: str | None,
     loss: str | Callable[[Tensor], Tensor] | None,
     reduction: str,
+    class_dim: int | None,
     scale: Any,
     proven: StateFunction | None,
 ) -> StateFunction:
@@ -29,7 +30,7 @@ def weighted_state(
     picked: Callable[[Any], Tensor] | None = outputs
     if loss is not None:
         plain = StateFunction(model, inputs, outputs, layer, proven=proven)
-        weigh, proven = square_root_of(loss, plain.state, reduction), plain
+        weigh, proven = square_root_of(loss, plain.state, reduction, class_dim), plain
 
         def weighted(result: Any) -> Tensor:
             return weigh(result if outputs is None else outputs(result))

@@ -44,6 +44,7 @@ class StreamEngine:
         chunk_size: Vectors in a chunk.
         loss: None: what weights the state would differ from batch to batch.
         reduction: Of none.
+        class_dim: Of none.
         scale: As of :class:`TorchEngine`.
 
     Raises:
@@ -65,6 +66,7 @@ class StreamEngine:
         chunk_size: int | None = None,
         loss: Any = None,
         reduction: str = "mean",
+        class_dim: int | None = None,
         scale: Any = None,
     ) -> None:
         if loss is not None:
