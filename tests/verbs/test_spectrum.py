@@ -151,3 +151,22 @@ def test_bad_requests_name_the_remedy() -> None:
         ntk.spectrum("exact").trace_of(lambda x: x.sum())
     with pytest.raises(ValueError, match="width must be positive"):
         ntk.spectrum("exact").density(np.ones(1), 0.0)
+
+
+def test_all_eigenvalues_where_they_cost_less() -> None:
+    """A kernel of samples on their own is dense for a few passes, far fewer than n products."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 10)
+    )
+    ntk = NTK(model, torch.randn(60, 3, 8, 8))
+    for found in (ntk.log_det(1.0), ntk.entropy(), ntk.spectrum(products=400).log_det(1.0)):
+        assert found.stderr == 0
+        assert found.cost.vjps == 10
+    # Where only products tell anything, n of them are too many.
+    assert "lanczos" in ntk.spectrum("lanczos").method
+    coupled = NTK(model, torch.randn(60, 3, 8, 8), batch_dim=None)
+    assert "lanczos" in coupled.spectrum(products=100).method
+    # A matrix that does not fit the budget is not formed.
+    small = NTK(model, torch.randn(60, 3, 8, 8), memory_budget=1 << 22)
+    assert "lanczos" in small.spectrum(products=100).method

@@ -44,7 +44,7 @@ class SpectrumVerbs:
         Args:
             k: How many, from 1 to n; fewer come back where the rank of K is smaller.
             method: ``"krylov"``: block Krylov iteration (arXiv 1504.05477), k + 2 NTK products a step,
-                of JᵀJ where p < n. ``"exact"``: the dense kernel. ``"auto"``: dense where it is small.
+                of JᵀJ where p < n. ``"exact"``: the dense kernel. ``"auto"``: dense where that costs less.
             rtol: How far every value may be off, relative to itself.
             max_products: NTK products at most; 10 n if not given.
             seed: Of the random columns that it starts from.
@@ -129,8 +129,8 @@ class SpectrumVerbs:
         Args:
             method: ``"lanczos"``: the ten largest eigenvalues one by one, and the others as random probes
                 orthogonal to them see them (stochastic Lanczos quadrature), of JᵀJ where p < n.
-                ``"exact"``: all eigenvalues of the dense kernel. ``"auto"``: exact where n or p is at
-                most ``products``.
+                ``"exact"``: all eigenvalues of the dense kernel. ``"auto"``: exact where that costs no
+                more than ``products``.
             products: NTK products to spend.
             seed: Of the probes.
             steps: Products of every probe; a tenth of them all, 40 at most, if not given. More of them

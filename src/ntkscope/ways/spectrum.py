@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkscope.engines.base import Refusal
 from ntkscope.operators.composed import KernelOfFactor, as_factor, as_map
 from ntkscope.operators.ledger import Meter
 from ntkscope.operators.space import Block, Map
@@ -23,6 +26,9 @@ from ntkscope.runs.lanczos import DeflatedLanczosRun
 from ntkscope.runs.spectrum import Spectrum
 from ntkscope.settings import DEFAULT_BUDGET, Options, check_minimum
 from ntkscope.ways.dense import dense_map, dense_matrix
+from ntkscope.ways.exact import Tiles
+from ntkscope.ways.plan import USUAL
+from ntkscope.ways.products import HutchPlusPlus
 
 __all__ = ["METHODS", "eigenpairs", "operator_norm", "over_spectrum", "spectrum"]
 
@@ -38,6 +44,8 @@ _STEPS, _PAIRS = 40, 10
 _MOST = 10
 # Below this size a dense kernel costs less than thinking about it.
 _SMALL = 128
+# What LAPACK reaches while it makes a matrix tridiagonal, half of it bound by memory.
+_LAPACK_FLOPS = 5e9
 
 
 class _Kernel:
@@ -76,9 +84,30 @@ class _Kernel:
         """The matrix, on the host in float64: by tiles of K from layer factors, or column by column."""
         return dense_matrix(self._operator) if self._factor is None else dense_map(self.map)
 
+    @functools.cached_property
+    def dense_price(self) -> float:
+        """NTK products that cost as much as the dense kernel and its eigenvalues; inf if it is too large.
+
+        Prices come from counts at fixed speeds: what is found must not depend on the clock.
+        """
+        engine, size = self._engine, self.size
+        if engine is None or size <= _SMALL:
+            return size
+        if 3 * 8 * size**2 > engine.budget:
+            return math.inf
+        sizes, way = engine.sizes(), HutchPlusPlus()
+        eigenvalues = 4 / 3 * size**3 / _LAPACK_FLOPS / way.product_seconds(sizes, USUAL)
+        if self._factor is not None or isinstance(engine.samples(), Refusal):
+            return size + eigenvalues
+        return Tiles().seconds(sizes, USUAL, 0.0) / way.product_seconds(sizes, USUAL) + eigenvalues
+
     def is_dense(self, method: str, products: int) -> bool:
         """Whether all eigenvalues are found, as asked for or since they cost no more."""
-        return method == "exact" or (method == "auto" and self.size <= max(products, _SMALL))
+        return method == "exact" or (method == "auto" and self.dense_price <= max(products, _SMALL))
+
+    def is_cheap_for(self, count: int) -> bool:
+        """Whether it costs no more than a Krylov space for so many pairs is expected to."""
+        return self.size <= _SMALL or 4 * count >= self.size or self.dense_price <= 4 * (count + 2)
 
     def exact_spectrum(self) -> Spectrum:
         """All eigenvalues."""
@@ -90,7 +119,7 @@ class _Kernel:
         return DeflatedLanczosRun(
             self.map,
             steps=max(2, min(_STEPS, products // 10)) if steps is None else steps,
-            pairs=min(_PAIRS, products // 40, self.size // 8),
+            pairs=min(_PAIRS, products // 20, self.size // 8),
             zeros=self.zeros,
             seed=seed,
         )
@@ -127,7 +156,7 @@ def eigenpairs(
     if not rtol > 0:
         raise ValueError(f"rtol must be positive, found {rtol}; use a value such as 1e-6")
     with kernel.metered() as meter:
-        if method == "exact" or (method == "auto" and (kernel.size <= _SMALL or 4 * count >= kernel.size)):
+        if method == "exact" or (method == "auto" and kernel.is_cheap_for(count)):
             found = _exact_pairs(kernel, min(count, kernel.size))
         else:
             found = krylov_eigenpairs(
@@ -204,8 +233,10 @@ def over_spectrum(
         if kernel.is_dense(method, budget):
             return finish(kernel.exact_spectrum())
         run = MappedRun(kernel.run(budget, steps, options.seed), finish)
-        whole = Priced(lambda: Once(lambda: finish(kernel.exact_spectrum())), kernel.size)
-        exact = whole if method == "auto" else None
+        exact = None
+        if method == "auto" and math.isfinite(kernel.dense_price):
+            price = math.ceil(kernel.dense_price)
+            exact = Priced(lambda: Once(lambda: finish(kernel.exact_spectrum())), price)
         return drive(run, options, exact=exact, progress=listener.listener)
 
 
