@@ -17,7 +17,8 @@ def _stated() -> dict[str, str]:
     """Lowest version of every dependency, those of the extras that the tests need too."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["paper"], *extras["dev"]]
+    names = ("paper", "pandas", "lightning", "transformers", "dev")
+    lines = [*project["dependencies"], *(line for name in names for line in extras[name])]
     found = dict(line.split(">=") for line in lines if not line.startswith("ntkscope["))
     return {name: version for name, version in found.items() if name not in TOOLS}
 
