@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +161,7 @@ class Fingerprint:
         in :meth:`alignment`.
         """
         self.check_comparable(other)
-        found = distance(self.products(), other.products(), self._moments)
+        found = distance(self.products(), other.products(), self._moments, (self._norm(), other._norm()))
         return self._estimate("distance", found, other)
 
     def metric(self, name: str, *others: Fingerprint) -> Estimate:
@@ -179,10 +181,20 @@ class Fingerprint:
             raise ValueError(f"{name} takes {kernels_of(name)} kernels, found {len(others) + 1}")
         for other in others:
             self.check_comparable(other)
+        if not others:
+            return self._evaluate(self._own_moments, name)
         kernels = range(1 + len(others))
         pairs = [(m[0], m[1]) for m in powers_of(name, kernels) if len(m) == 2]
         source = self._moments([one.products() for one in (self, *others)], pairs)
         return self._evaluate(source, name, *others)
+
+    @functools.cached_property
+    def _own_moments(self) -> MomentSource:
+        """Tr K and ‖K‖², which all metrics of one kernel are made of."""
+        return self._moments([self.products()], [(0, 0)])
+
+    def _norm(self) -> float:
+        return math.sqrt(max(self._own_moments.value((0, 0)), 0.0))
 
     def _evaluate(
         self, source: MomentSource, name: str, *others: Fingerprint, powers: Powers | None = None

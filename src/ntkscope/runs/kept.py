@@ -93,7 +93,9 @@ def inner_products(
     return total
 
 
-def distance(first: KeptProducts, second: KeptProducts, moments: MomentsOf) -> Monomial:
+def distance(
+    first: KeptProducts, second: KeptProducts, moments: MomentsOf, norms: tuple[float, float]
+) -> Monomial:
     """1 - cos(K, K') = ½‖K/‖K‖ - K'/‖K'‖‖²_F, from the products of both less each other.
 
     What both have in common is gone before anything is squared, and so is its noise: of a distance of
@@ -104,13 +106,12 @@ def distance(first: KeptProducts, second: KeptProducts, moments: MomentsOf) -> M
         first: The products of K.
         second: Those of K' for the same probes.
         moments: Takes products of kernels, and the pairs of kernels that are wanted, to their moments.
+        norms: ‖K‖ and ‖K'‖, estimated from the same products.
 
     Returns:
         The distance, 0 for equal products; its standard error is never below what rounding leaves.
         Its value is nan if a kernel is zero.
     """
-    squares = moments([first, second], [(0, 0), (1, 1)])
-    norms = [math.sqrt(max(squares.value((kernel, kernel)), 0.0)) for kernel in range(2)]
     if not min(norms) > 0:
         return Monomial(Summary(math.nan, None), note="the alignment with a zero kernel is not defined")
     units = [kernel.over(norm) for kernel, norm in zip((first, second), norms, strict=True)]
