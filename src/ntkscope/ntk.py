@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, Unpack
+from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 
@@ -36,6 +36,9 @@ __all__ = ["NTK", "measure_all"]
 #: An axis for every input, or a tuple or dict of axes (``None``: shared by all samples).
 BatchDim: TypeAlias = "int | tuple[int | None, ...] | Mapping[str, int | None]"
 
+#: Engines by name.
+EngineName: TypeAlias = Literal["auto", "hooks"]
+
 
 _NO_COPY = (
     "an NTK cannot be copied or pickled, since it runs the user's own module; make a new one of the "
@@ -62,6 +65,9 @@ class NTK:
             as a whole. Coupled samples are detected anyway.
         memory_budget: Bytes that one step of work may take besides the model.
         chunk_size: Probes in a chunk; chosen from the budget if ``None``.
+        engine: ``"hooks"``: the model is not traced, its own forward and ``backward()`` run with hooks on
+            its layers, one pass for all probes. ``"auto"``: that where parameters are sharded
+            (``fully_shard``, DTensor), of which every process brings its own samples; else by tracing.
 
     Attributes:
         engine: What knows the model's framework; see :class:`ntkscope.engines.base.Engine`.
@@ -92,8 +98,11 @@ class NTK:
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
+        engine: EngineName = "auto",
     ) -> None:
         check_sizes(memory_budget, chunk_size)
+        if engine not in ("auto", "hooks"):
+            raise ValueError(f"unknown engine {engine!r}; choose one of 'auto', 'hooks'")
         self.engine = make_engine(
             model,
             inputs,
@@ -102,6 +111,7 @@ class NTK:
             batch_dim=batch_dim,
             memory_budget=memory_budget,
             chunk_size=chunk_size,
+            **({} if engine == "auto" else {"engine": engine}),
         )
 
     def at(self, model: Any) -> NTK:

@@ -21,7 +21,7 @@ from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.operators.space import Small
 
-__all__ = ["ProbedGradients", "Rows", "Sides"]
+__all__ = ["ProbedGradients", "Rows", "Sides", "cut_factor", "partners"]
 
 
 class ProbedGradients:
@@ -65,7 +65,7 @@ class ProbedGradients:
             (
                 part,
                 {
-                    g.group: g.factor.settled(_partners(self.batch))
+                    g.group: g.factor.settled(partners(self.batch))
                     for g in linear.pull(z[:, part.start : part.stop])
                 },
             )
@@ -124,10 +124,10 @@ class ProbedGradients:
         ((_, factors),) = self._parts
         first = next(iter(factors.values()), None)
         index = torch.as_tensor(order, device=None if first is None else first.device)
-        return [_cut_factor(factor, index, block) for factor in factors.values()]
+        return [cut_factor(factor, index, block) for factor in factors.values()]
 
 
-def _partners(batch: int) -> int:
+def partners(batch: int) -> int:
     """With so many rows every row is multiplied, about."""
     return min(batch, 64) * 4
 
@@ -232,7 +232,8 @@ class Sides:
             total += deltas.mul_(grams).sum((1, 4, 7))
 
 
-def _cut_factor(factor: Factor, index: Tensor, block: int) -> Rows | Sides:
+def cut_factor(factor: Factor, index: Tensor, block: int) -> Rows | Sides:
+    """A factor's samples in an order, in blocks of so many; the last one is filled up with zeros."""
     if not isinstance(factor, Outer):
         return Rows(_cut(widened(factor.rows()).transpose(0, 1), index, block).flatten(1, 2))
     delta = _cut(widened(factor.probe_side).transpose(0, 1), index, block).movedim(3, 1).flatten(2, 4)
