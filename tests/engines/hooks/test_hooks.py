@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gpt import make, tokens
 from ntkscope import NTK
 from ntkscope.engines.torch.gradients.factors import Outer
-from ntkscope.engines.torch.hooks.find import codes
+from ntkscope.engines.torch.hooks.places import codes
 from ntkscope.engines.torch.hooks.products import meetings
 from ntkscope.engines.torch.hooks.taps import Place
 from reference import alignment, dense

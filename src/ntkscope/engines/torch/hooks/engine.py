@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from ntkscope.data import is_stream
 from ntkscope.engines.base import LinearMap, Machine, Sizes
 from ntkscope.engines.torch.batches import difference, digest
+from ntkscope.engines.torch.hooks.axes import checked_axes
+from ntkscope.engines.torch.hooks.check import check_gradients
 from ntkscope.engines.torch.hooks.exchange import Exchange
-from ntkscope.engines.torch.hooks.find import check_gradients, checked_axes, find_places
 from ntkscope.engines.torch.hooks.gradients import Hooked
 from ntkscope.engines.torch.hooks.module import OwnPasses
+from ntkscope.engines.torch.hooks.places import find_places
 from ntkscope.engines.torch.hooks.samples import NO_PRODUCTS, HookedSamples
 from ntkscope.engines.torch.hooks.sharded import data_parallel_group
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET

@@ -72,7 +72,6 @@ class Hooked:
 
     def __post_init__(self) -> None:
         model = self.passes.model
-        # The values that a sharded module has while it rests are those that names are known of.
         names = {id(parameter): name for name, parameter in self.passes.parameters.items()}
         self.modules = dict(model.named_modules())
         found = {name: layer_of_module(module, names) for name, module in self.modules.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ntkscope.engines.torch.backward import without_hooks
 from ntkscope.engines.torch.capture import as_arguments, checked_inputs
 from ntkscope.engines.torch.compat import pytree
-from ntkscope.engines.torch.hooks.sharded import local, whole, without_waiting_gradients
+from ntkscope.engines.torch.hooks.sharded import local, reshard, whole, without_waiting_gradients
 from ntkscope.engines.torch.modes import undisturbed
 from ntkscope.engines.torch.own import LayerTap, unwrapped
 
@@ -52,6 +52,7 @@ class OwnPasses:
         self._tap = None if layer is None else LayerTap(self.model, layer)
         self._outputs = outputs
         self.is_chosen = layer is not None or outputs is not None
+        reshard(self.model)
         named = dict(self.model.named_parameters())
         self.parameters = {name: p for name, p in named.items() if p.requires_grad}
         if not self.parameters:
@@ -108,8 +109,7 @@ class OwnPasses:
 
     def gradients(self) -> dict[str, Tensor | None]:
         """What the last ``backward()`` has left, within :meth:`as_it_was`."""
-        named = dict(self.model.named_parameters())
-        return {name: named[name].grad for name in self.parameters}
+        return {name: parameter.grad for name, parameter in self.parameters.items()}
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
@@ -135,6 +135,8 @@ class OwnPasses:
     @contextmanager
     def _values(self) -> Iterator[None]:
         """The kept values, and afterwards those that were there."""
+        # What was gathered of other values is gathered anew.
+        reshard(self.model)
         with torch.no_grad():
             changed = {
                 index: local(tensor).clone()
@@ -146,6 +148,7 @@ class OwnPasses:
         try:
             yield
         finally:
+            reshard(self.model)
             with torch.no_grad():
                 for index, now in changed.items():
                     local(self._held[index]).copy_(now)

@@ -19,6 +19,7 @@ __all__ = [
     "is_sharded",
     "local",
     "of_fully_shard",
+    "reshard",
     "sketch",
     "sketch_of_shard",
     "whole",
@@ -56,6 +57,12 @@ def of_fully_shard(model: nn.Module) -> list[nn.Module]:
     module = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(module, "FSDPModule", None)
     return [] if kind is None else [part for part in model.modules() if isinstance(part, kind)]
+
+
+def reshard(model: nn.Module) -> None:
+    """Lets what is gathered of a model's parameters go, so that it holds its shards alone."""
+    for part in of_fully_shard(model):
+        part.reshard()  # type: ignore[operator]
 
 
 def data_parallel_group(model: nn.Module) -> Any:
