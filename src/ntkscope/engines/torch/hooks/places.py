@@ -99,8 +99,8 @@ def _looked(hooked: Hooked, code: Tensor, at_once: int, moved: str) -> Seen:
         if moved and not is_out_of_memory(error):
             # An output that is repeated for samples does not fit where there are samples in it already.
             problem = ValueError(
-                f"the gradient of one sample reaches other samples in the output of "
-                f"{called(hooked, moved)}: {COUPLED}, or the layer does not have them along an axis of its output"
+                f"the gradient of one sample reaches other samples in the output of {called(hooked, moved)}"
+                f": {COUPLED}, or the layer does not have them along an axis of its output"
             )
     hooked.exchange.agree(problem)
     return seen

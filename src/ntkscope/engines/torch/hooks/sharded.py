@@ -95,23 +95,29 @@ def data_parallel_group(model: nn.Module) -> Any:
 @contextmanager
 def without_waiting_gradients(model: nn.Module) -> Iterator[None]:
     """Passes whose gradients are reduced at once, apart from those that wait (accumulation without sync)."""
-    kept = []
-    for part in of_fully_shard(model):
-        for group in sharded_groups(part):
-            flags = group.reduce_grads, group.all_reduce_grads
-            waiting = [(p, p.unsharded_accumulated_grad) for p in group.fsdp_params]
-            kept.append((group, flags, waiting))
+    groups = [group for part in of_fully_shard(model) for group in sharded_groups(part)]
+    flags = [(group, group.reduce_grads, group.all_reduce_grads) for group in groups]
+    waiting = [
+        (owner, attribute, getattr(owner, attribute))
+        for group in groups
+        for parameter in group.fsdp_params
+        for owner, attribute in (
+            (parameter, "unsharded_accumulated_grad"),
+            (getattr(parameter, "unsharded_param", None), "grad"),
+        )
+        if owner is not None
+    ]
     try:
-        for group, _, waiting in kept:
+        for group in groups:
             group.reduce_grads = group.all_reduce_grads = True
-            for parameter, _ in waiting:
-                parameter.unsharded_accumulated_grad = None
+        for owner, attribute, _ in waiting:
+            setattr(owner, attribute, None)
         yield
     finally:
-        for group, (reduce, all_reduce), waiting in kept:
+        for group, reduce, all_reduce in flags:
             group.reduce_grads, group.all_reduce_grads = reduce, all_reduce
-            for parameter, gradient in waiting:
-                parameter.unsharded_accumulated_grad = gradient
+        for owner, attribute, gradient in waiting:
+            setattr(owner, attribute, gradient)
 
 
 def sketch(values: Tensor, like: Any) -> Tensor:
