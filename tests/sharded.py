@@ -37,9 +37,11 @@ def alone(rank: int, x: Tensor) -> Tensor:
     return x[start : start + COUNTS[rank]]
 
 
-def sharded(seed: int, dtype: torch.dtype = torch.float32, low: torch.dtype | None = None) -> GPT:
+def sharded(
+    seed: int, dtype: torch.dtype = torch.float32, low: torch.dtype | None = None, layers: int = 4
+) -> GPT:
     """The language model in shards, block by block; in low precision inside, if that is given."""
-    model = make(seed, checkpoints="plain").to(dtype)
+    model = make(seed, checkpoints="plain", layers=layers).to(dtype)
     inside = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=dtype)
     for block in model.blocks:
         fully_shard(block, mp_policy=inside)
@@ -98,16 +100,27 @@ def traffic(rank: int) -> dict[str, float]:
     return {"seen": seen.received, "said": exchange.received - before}
 
 
+def not_finite(rank: int) -> dict[str, str]:
+    """A state that is not finite on one process alone."""
+    torch.manual_seed(0)
+    model = fully_shard(nn.Linear(3, 2))
+    try:
+        NTK(model, torch.full((2, 3), float("inf") if rank else 1.0))
+    except ValueError as error:
+        return {"error": str(error)}
+    return {}
+
+
 def text(rank: int) -> dict[str, str]:
     """What is said of it."""
-    ntk = NTK(sharded(0), alone(rank, tokens(8)))
+    ntk = NTK(sharded(0, layers=1), alone(rank, tokens(8)))
     return {"repr": repr(ntk), "samples": ntk.engine.samples().describe()}  # type: ignore[union-attr]
 
 
 def low_precision(rank: int) -> dict[str, float]:
     """Layers in bfloat16, gradients summed in float32."""
-    x = alone(rank, tokens(8))
-    return measured(*(NTK(sharded(seed, low=torch.bfloat16), x) for seed in (0, 1)))
+    ntk = NTK(sharded(0, low=torch.bfloat16, layers=1), alone(rank, tokens(8)))
+    return measured(ntk, ntk)
 
 
 def accumulation(rank: int) -> dict[str, bool]:
@@ -115,7 +128,7 @@ def accumulation(rank: int) -> dict[str, bool]:
     x = alone(rank, tokens(8))
 
     def train(between: Callable[[GPT], object]) -> list[Tensor]:
-        model = sharded(0, torch.float64)
+        model = sharded(0, torch.float64, layers=1)
         model(x).square().sum().backward()
         assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(False)
@@ -134,7 +147,7 @@ def accumulation(rank: int) -> dict[str, bool]:
 
 def snapshot(rank: int) -> dict[str, float]:
     """A kernel is that of the moment at which it was made, also after a step and a forward pass."""
-    model, x = sharded(0, torch.float64), alone(rank, tokens(8))
+    model, x = sharded(0, torch.float64, layers=1), alone(rank, tokens(8))
     ntk = NTK(model, x)
     before = ntk.trace("exact").value
     with torch.no_grad():
@@ -175,7 +188,7 @@ def refusal(rank: int) -> dict[str, str]:
 def shapes(rank: int) -> dict[str, str]:
     """Texts of other lengths on each process."""
     try:
-        NTK(sharded(0), tokens(4, length=6)[:, : 6 - rank])
+        NTK(sharded(0, layers=1), tokens(4, length=6)[:, : 6 - rank])
     except ValueError as error:
         return {"error": str(error)}
     return {}
@@ -183,17 +196,19 @@ def shapes(rank: int) -> dict[str, str]:
 
 def tensor_parallel(rank: int) -> dict[str, float]:
     """Layers that are spread over the processes, which are given the same samples."""
-    model = make(0)
+    model = make(0, layers=1)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for block in model.blocks:
         parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
-    return measured(NTK(model, tokens(8)), NTK(model, tokens(8)))
+    ntk = NTK(model, tokens(8))
+    return measured(ntk, ntk)
 
 
 SCENARIOS: dict[str, Callable[[int], dict[str, Any]]] = {
     function.__name__: function
     for function in (
-        metrics, traffic, text, low_precision, accumulation, snapshot, refusal, shapes, tensor_parallel,
+        metrics, traffic, text, not_finite, low_precision, accumulation, snapshot, refusal, shapes,
+        tensor_parallel,
     )
 }  # fmt: skip
 

@@ -20,11 +20,10 @@ from ntkscope.engines.torch.hooks.exchange import Exchange
 from ntkscope.engines.torch.hooks.gradients import Hooked
 from ntkscope.engines.torch.hooks.module import OwnPasses
 from ntkscope.engines.torch.hooks.places import find_places
-from ntkscope.engines.torch.hooks.samples import NO_PRODUCTS, HookedSamples
+from ntkscope.engines.torch.hooks.samples import NO_PRODUCTS, USE_SAMPLES, HookedSamples
 from ntkscope.engines.torch.hooks.sharded import data_parallel_group
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
-from ntkscope.engines.torch.own import unwrapped
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.operators.ledger import Ledger
 
@@ -78,8 +77,14 @@ class HooksEngine:
             "chunk_size": chunk_size,
         }
         passes = OwnPasses(model, inputs, outputs, layer)
-        axes, state, size = checked_axes(passes, batch_dim)
-        exchange = Exchange(data_parallel_group(unwrapped(model)), axes.batch)
+        exchange = Exchange(data_parallel_group(passes.model))
+        problem = None
+        try:
+            axes, state, size = checked_axes(passes, batch_dim)
+        except (TypeError, ValueError) as error:
+            problem = error
+        exchange.agree(problem)
+        exchange.share(axes.batch)
         hooked = Hooked(passes, axes, exchange, state)
         forms = exchange.objects((axes.state_axis, axes.state_shape, state.dtype))
         if any(form != forms[0] for form in forms):
@@ -156,7 +161,7 @@ class HooksEngine:
         Raises:
             NotImplementedError: Always.
         """
-        raise NotImplementedError(NO_PRODUCTS)
+        raise NotImplementedError(USE_SAMPLES)
 
     def samples(self) -> HookedSamples:
         """The Jacobian of every sample on its own."""
@@ -246,10 +251,10 @@ class _NoProducts:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise NotImplementedError(NO_PRODUCTS)
+        raise NotImplementedError(USE_SAMPLES)
 
     def __matmul__(self, v: Any) -> Any:
-        raise NotImplementedError(NO_PRODUCTS)
+        raise NotImplementedError(USE_SAMPLES)
 
 
 def _no_map(engine: HooksEngine, shape: tuple[int, int]) -> Any:

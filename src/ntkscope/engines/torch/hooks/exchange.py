@@ -20,21 +20,25 @@ class Exchange:
 
     Args:
         group: Of ``torch.distributed``; ``None`` for one process.
-        batch: Samples of this process.
 
     Attributes:
         rank: This process.
         size: Number of processes W.
-        counts: Samples of each.
+        counts: Samples of each, after :meth:`share`.
         received: Bytes that this process has got from the others.
     """
 
-    def __init__(self, group: Any, batch: int) -> None:
+    counts: tuple[int, ...]
+
+    def __init__(self, group: Any) -> None:
         self._group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
         self.received = 0
-        self.counts: tuple[int, ...] = tuple(self.objects(batch))
+
+    def share(self, batch: int) -> None:
+        """Tells the others how many samples this process has."""
+        self.counts = tuple(self.objects(batch))
 
     @property
     def batch(self) -> int:

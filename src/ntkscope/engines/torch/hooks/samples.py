@@ -22,13 +22,13 @@ from ntkscope.engines.torch.samples.strata import on_spheres
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
-__all__ = ["NO_PRODUCTS", "HookedSamples"]
+__all__ = ["NO_PRODUCTS", "USE_SAMPLES", "HookedSamples"]
 
 #: Why there are no products with J.
-NO_PRODUCTS = (
-    "hooks on layers give the gradients of samples, and no products with the whole Jacobian; use "
-    "method='exact' or 'per-sample'"
-)
+NO_PRODUCTS = "hooks on layers give gradients of samples, and no products with the whole Jacobian"
+
+#: The same with the remedy.
+USE_SAMPLES = f"{NO_PRODUCTS}; use method='exact' or 'per-sample'"
 
 _NO_PARTS = "partial traces are not there where hooks on layers measure; pass a model that can be traced"
 
@@ -170,12 +170,12 @@ class HookedSamples:
         Raises:
             NotImplementedError: Always.
         """
-        raise NotImplementedError(NO_PRODUCTS)
+        raise NotImplementedError(USE_SAMPLES)
 
     @property
     def direction_size(self) -> int:
         """As :meth:`forward_squares`."""
-        raise NotImplementedError(NO_PRODUCTS)
+        raise NotImplementedError(USE_SAMPLES)
 
     def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
         """None, by hooks."""
