@@ -100,7 +100,7 @@ def _linear(inputs: int, outputs: int, positions: int) -> int:
 
 
 def expected_bytes() -> tuple[float, float]:
-    """What a process receives of factors and tiles, and of the parameters' shards, as docs/scale.md says."""
+    """What a process gets in the mean: factors and inner products, and shards, as docs/scale.md has it."""
     norm = 2 * PROBES * WIDTH
     block = (
         _linear(WIDTH, 3 * WIDTH, LENGTH)
@@ -109,18 +109,21 @@ def expected_bytes() -> tuple[float, float]:
         + _linear(4 * WIDTH, WIDTH, LENGTH)
         + 2 * norm
     )
-    # Indices are of 8 bytes, two numbers. The head's weight is the table's: both uses go as one sum.
-    tables = LENGTH * (PROBES * WIDTH + 2) + LENGTH * (PROBES * WORDS + WIDTH)
-    places = LENGTH * (PROBES * WIDTH + 2)
-    factors = 4 * (WORLD - 1) * max(COUNTS) * (BLOCKS * block + tables + places + norm)
-    samples = sum(COUNTS)
-    tiles = 8 * (WORLD - 1) * (samples * PROBES) ** 2
+    # An index has 8 bytes, as two numbers have; the head's weight is the table of words: a factor of two parts.
+    tables = min(LENGTH * (PROBES * WIDTH + 2), PROBES * WIDTH * WORDS) + min(
+        LENGTH * (PROBES * WORDS + WIDTH), PROBES * WIDTH * WORDS
+    )
+    places = min(LENGTH * (PROBES * WIDTH + 2), PROBES * WIDTH * LENGTH)
+    shared = (WORLD - 1) / WORLD
+    factors = 4 * max(COUNTS) * (BLOCKS * block + tables + places + norm)
+    products = 2 * 8 * (sum(COUNTS) * PROBES) ** 2
     parameters = sum(p.numel() for p in make(0).parameters())
-    return factors + tiles, 4 * (3 * WORLD - 3) / WORLD * parameters
+    return shared * (factors + products), shared * 3 * 4 * parameters
 
 
 def test_bytes_that_move_are_those_of_the_formula(found: Callable[..., Any]) -> None:
     ours, shards = expected_bytes()
-    traffic = found("traffic")
-    assert traffic["said"] == pytest.approx(ours, rel=0.1)
-    assert traffic["seen"] == pytest.approx(ours + shards, rel=0.1)
+    traffic = [found("traffic", rank) for rank in range(WORLD)]
+    said, seen = (sum(one[name] for one in traffic) / WORLD for name in ("said", "seen"))
+    assert said == pytest.approx(ours, rel=0.1)
+    assert seen == pytest.approx(ours + shards, rel=0.1)

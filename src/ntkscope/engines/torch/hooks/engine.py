@@ -96,7 +96,9 @@ class HooksEngine:
         # In training a pass keeps its activations, and their gradients come beside them.
         row = 3 * state.element_size() * size.elements / axes.batch
         largest = max(exchange.objects(row * axes.batch))
-        at_once = chunk_size or max(1, int(memory_budget // max(largest, 1)))
+        # A tile of all samples, of which there are a few at a time.
+        tile = int((memory_budget / 32) ** 0.5) // exchange.batch
+        at_once = chunk_size or max(1, min(tile, int(memory_budget // max(largest, 1))))
         seen = find_places(hooked, at_once)
         check_gradients(hooked, seen)
         self._samples = HookedSamples(hooked, at_once, self.ledger)

@@ -81,24 +81,38 @@ class Exchange:
             x: This process's part, of the same shape as the others' but for that axis.
             axis: Where its samples are.
         """
-        return self.side_by_side(x, axis, self.counts)
-
-    def side_by_side(self, x: Tensor, axis: int, counts: tuple[int, ...]) -> Tensor:
-        """The same of anything that each process has so many of."""
         if self.size == 1:
             return x
-        most = max(counts)
-        own = x.detach().movedim(axis, 0).contiguous()
+        sent, shape = self._sent(x, axis)
+        found = sent.new_empty(self.size * len(sent))
+        dist.all_gather_into_tensor(found, sent, group=self._group)
+        self.received += (self.size - 1) * len(sent)
+        return self._joined(list(found.chunk(self.size)), x.dtype, shape, axis)
+
+    def gather_at(self, rank: int, x: Tensor, axis: int) -> Tensor | None:
+        """The same at one process alone, and nothing at the others."""
+        if self.size == 1:
+            return x
+        sent, shape = self._sent(x, axis)
+        found = [torch.empty_like(sent) for _ in range(self.size)] if rank == self.rank else None
+        dist.gather(sent, found, group=self._group, group_dst=rank)
+        if found is None:
+            return None
+        self.received += (self.size - 1) * len(sent)
+        return self._joined(found, x.dtype, shape, axis)
+
+    def _sent(self, x: Tensor, axis: int) -> tuple[Tensor, tuple[int, ...]]:
+        """As bytes, as many on every process, and the shape of what they are; the samples come first."""
+        own, most = x.detach().movedim(axis, 0).contiguous(), max(self.counts)
         if len(own) < most:
             own = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
-        # As bytes: not every backend knows every dtype.
-        flat = own.reshape(-1).view(torch.uint8)
-        found = flat.new_empty(self.size * len(flat))
-        dist.all_gather_into_tensor(found, flat, group=self._group)
-        self.received += (self.size - 1) * len(flat)
-        parts = found.view(own.dtype).reshape(self.size, *own.shape)
-        every = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-        return every.movedim(0, axis)
+        # Not every backend knows every dtype.
+        return own.reshape(-1).view(torch.uint8), tuple(own.shape)
+
+    def _joined(self, parts: list[Tensor], dtype: torch.dtype, shape: tuple[int, ...], axis: int) -> Tensor:
+        pairs = zip(parts, self.counts, strict=True)
+        whole = torch.cat([part.view(dtype).reshape(shape)[:count] for part, count in pairs])
+        return whole.movedim(0, axis)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over all processes; 2 (W - 1)/W of its size moves."""
@@ -108,8 +122,3 @@ class Exchange:
         dist.all_reduce(total, group=self._group)
         self.received += 2 * (self.size - 1) * total.nbytes // self.size
         return total
-
-    def shares(self, count: int) -> tuple[int, ...]:
-        """So many pieces of work, as even as can be: how many each process does, one after the other."""
-        least, more = divmod(count, self.size)
-        return tuple(least + (rank < more) for rank in range(self.size))

@@ -59,6 +59,7 @@ class Hooked:
         layers: The known ones with parameters.
         places: Where the samples lie in their outputs.
         uses: How many gradients a group's parameters get in a pass.
+        owners: Which process multiplies a group's gradients of all samples.
     """
 
     passes: OwnPasses
@@ -69,6 +70,7 @@ class Hooked:
     layers: Mapping[str, Layer] = field(init=False)
     places: dict[str, list[Place]] = field(default_factory=dict)
     uses: dict[Group, int] = field(default_factory=dict)
+    owners: dict[Group, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         model = self.passes.model

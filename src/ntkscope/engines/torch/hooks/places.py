@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ntkscope.engines.torch.hooks.axes import COUPLED, UNITS
-from ntkscope.engines.torch.hooks.gradients import Hooked
+from ntkscope.engines.torch.hooks.gradients import Group, Hooked
 from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.modes import CHECK_SEED
 
@@ -75,9 +76,22 @@ def find_places(hooked: Hooked, at_once: int) -> Seen:
             "the processes use the model's layers in different orders, or on samples of different shapes; "
             "bring all samples to one shape (padding)"
         )
-    counts = Counter(group for name, _, _ in seen.order for group in hooked.groups(name))
-    hooked.uses.update(counts)
+    work: Counter[Group] = Counter()
+    for name, inputs, outputs in seen.order:
+        for group in hooked.groups(name):
+            hooked.uses[group] = hooked.uses.get(group, 0) + 1
+            work[group] += math.prod(inputs) + math.prod(outputs)
+    hooked.owners.update(_shared_out(work, exchange.size))
     return seen
+
+
+def _shared_out(work: Mapping[Group, int], processes: int) -> dict[Group, int]:
+    """Every group's process: the largest work first, each to the one that has the least."""
+    loads, owners = [0] * processes, {}
+    for group in sorted(work, key=lambda group: (-work[group], group)):
+        owners[group] = loads.index(min(loads))
+        loads[owners[group]] += work[group]
+    return owners
 
 
 def _looked(hooked: Hooked, code: Tensor, at_once: int, moved: str) -> Seen:

@@ -85,7 +85,8 @@ class HookedProbes:
     ) -> Iterator[tuple[int, int, Small]]:
         """Inner products around the ring, as :meth:`ntkscope.runs.ring.ProbedSamples.ring`.
 
-        Every process multiplies its share of the blocks.
+        A layer's gradients of all samples come together at one process, each layer's at its own, and only
+        the sums over layers go to all of them.
         """
         signs = np.concatenate(self._signs, axis=1)
         blocks, probes = -(-self.batch // block), signs.shape[1]
@@ -99,39 +100,39 @@ class HookedProbes:
         """All of them, shape (offsets, blocks, q, k, q, k)."""
         hooked, exchange = self._hooked, self._hooked.exchange
         z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(signs.T))).to(hooked.device, hooked.dtype)
-        shares = exchange.shares(ring.blocks)
-        start = sum(shares[: exchange.rank])
-        mine = range(start, start + shares[exchange.rank])
         probes = len(z)
-        shape = (len(ring.offsets), len(mine), ring.block, probes, ring.block, probes)
+        shape = (len(ring.offsets), ring.blocks, ring.block, probes, ring.block, probes)
         totals = torch.zeros(shape, dtype=torch.float64, device=hooked.device)
         for meeting in meetings(probes, self._at_once):
-            found = self._of_pass(z[meeting.probes], ring, mine)
+            found = self._of_pass(z[meeting.probes], ring)
             # One after the other, so that a pair that meets again is written again, not added.
             for row, i in enumerate(meeting.probes):
                 totals[:, :, :, i, :, meeting.probes] = found[:, :, :, row]
             self._ledger.add(vjps=len(meeting.probes))
-        every = exchange.side_by_side(totals, 1, shares)
-        return np.asarray(every.cpu().numpy())
+        return np.asarray(exchange.sum(totals).cpu().numpy())
 
-    def _of_pass(self, z: Tensor, ring: _Ring, mine: range) -> Tensor:
-        """Those of the probes of one pass, of this process's blocks."""
+    def _of_pass(self, z: Tensor, ring: _Ring) -> Tensor:
+        """Those of the probes of one pass, of this process's layers."""
         hooked = self._hooked
         shape = (ring.block, len(z), ring.block, len(z))
-        totals = torch.zeros(len(ring.offsets), len(mine), *shape, dtype=torch.float64, device=hooked.device)
+        totals = torch.zeros(
+            len(ring.offsets), ring.blocks, *shape, dtype=torch.float64, device=hooked.device
+        )
         index = torch.as_tensor(ring.order, device=hooked.device)
 
         def consume(group: Group, factor: Factor) -> None:
-            whole = gathered(hooked.exchange, factor).settled(partners(self.batch))
+            whole = gathered(hooked.exchange, hooked.owners[group], factor)
+            if whole is None:
+                return
+            whole = whole.settled(partners(self.batch))
             cut = cut_factor(whole, index, ring.block)
             dtype = widened(torch.zeros((), dtype=whole.dtype)).dtype
             for place, offset in enumerate(ring.offsets):
-                for start in range(mine.start, mine.stop, ring.step):
-                    count = min(ring.step, mine.stop - start)
-                    part = torch.zeros(count, *shape, dtype=dtype, device=hooked.device)
+                for start in range(0, ring.blocks, ring.step):
+                    stop = min(start + ring.step, ring.blocks)
+                    part = torch.zeros(stop - start, *shape, dtype=dtype, device=hooked.device)
                     cut.add(start, offset, part)
-                    first = start - mine.start
-                    totals[place, first : first + count] += part
+                    totals[place, start:stop] += part
 
         hooked.pull(z, consume, self._only)
         return totals

@@ -12,7 +12,7 @@ from ntkscope.engines.torch.gradients.factors import Direct, Factor, Mixed, Oute
 from ntkscope.engines.torch.gradients.sides import Features, Lookup
 from ntkscope.engines.torch.hooks.exchange import Exchange
 
-__all__ = ["Meeting", "gathered", "meetings", "some_of"]
+__all__ = ["Meeting", "gathered", "meetings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,40 +46,35 @@ def meetings(probes: int, at_once: int) -> Iterator[Meeting]:
             yield Meeting(both.tolist(), fresh)
 
 
-def gathered(exchange: Exchange, factor: Factor) -> Factor:
-    """A factor of this process's samples as that of all processes' samples.
+def gathered(exchange: Exchange, rank: int, factor: Factor) -> Factor | None:
+    """A factor of all processes' samples at one of them, and nothing at the others.
 
-    The gradients are formed where they are fewer numbers than what they follow from.
+    What moves are the gradients or what they follow from, whichever is less.
     """
     if exchange.size == 1:
         return factor
     if isinstance(factor, Mixed):
-        one, other = gathered(exchange, factor.straight), gathered(exchange, factor.transposed)
+        one = gathered(exchange, rank, factor.straight)
+        other = gathered(exchange, rank, factor.transposed)
+        if one is None or other is None:
+            return None
         if isinstance(one, Outer) and isinstance(other, Outer):
             return Mixed(one, other)
         return Direct(one.rows() + other.rows())
     if not isinstance(factor, Outer) or _is_smaller_formed(factor):
-        return Direct(exchange.gather(factor.rows(), 1))
+        rows = exchange.gather_at(rank, factor.rows(), 1)
+        return None if rows is None else Direct(rows)
     side = factor.sample_side
-    moved: Features | Lookup
-    if isinstance(side, Lookup):
-        moved = Lookup(exchange.gather(side.index, 0), side.size)
-    else:
-        moved = Features(exchange.gather(side.dense(factor.dtype), 0))
-    return dataclasses.replace(factor, probe_side=exchange.gather(factor.probe_side, 1), sample_side=moved)
+    is_table = isinstance(side, Lookup)
+    own = side.index if isinstance(side, Lookup) else side.dense(factor.dtype)
+    features = exchange.gather_at(rank, own, 0)
+    delta = exchange.gather_at(rank, factor.probe_side, 1)
+    if features is None or delta is None:
+        return None
+    moved = Lookup(features, side.width) if is_table else Features(features)
+    return dataclasses.replace(factor, probe_side=delta, sample_side=moved)
 
 
 def _is_smaller_formed(factor: Outer) -> bool:
     k, batch = factor.probe_side.shape[:2]
     return k * batch * factor.row_size() * factor.probe_side.element_size() <= factor.nbytes
-
-
-def some_of(factor: Factor, samples: range) -> Factor:
-    """The gradients of some samples, one after the other."""
-    part = slice(samples.start, samples.stop)
-    if isinstance(factor, Outer):
-        index = torch.arange(samples.start, samples.stop, device=factor.device)
-        return dataclasses.replace(
-            factor, probe_side=factor.probe_side[:, part], sample_side=factor.sample_side.picked(index)
-        )
-    return Direct(factor.rows()[:, part])

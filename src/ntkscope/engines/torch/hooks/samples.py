@@ -16,7 +16,7 @@ from ntkscope.engines.torch.gradients.factors import Factor
 from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.hooks.gradients import Group, Hooked
 from ntkscope.engines.torch.hooks.probed import HookedProbes
-from ntkscope.engines.torch.hooks.products import Meeting, gathered, meetings, some_of
+from ntkscope.engines.torch.hooks.products import Meeting, gathered, meetings
 from ntkscope.engines.torch.probes import one_hot
 from ntkscope.engines.torch.samples.strata import on_spheres
 from ntkscope.operators.ledger import Ledger
@@ -100,52 +100,48 @@ class HookedSamples:
         return z.unsqueeze(1).expand(-1, hooked.batch, -1).unflatten(2, hooked.axes.state_shape)
 
     def tiles(self) -> Iterator[tuple[Meeting, Tensor]]:
-        """K in tiles: ⟨J_ib, J_jc⟩ of some outputs i, j, this process's samples b and all samples c.
+        """K in tiles: ⟨J_ib, J_jc⟩ of some outputs i, j, and all samples b, c of all processes.
 
-        Shape (k, B, k, all), float64.
+        Shape (k, B, k, B), float64, on every process.
         """
         for meeting in meetings(self.outputs, self.at_once):
-            yield meeting, self._tile(self._one_hot(meeting.probes))
+            yield meeting, self.hooked.exchange.sum(self._tile(self._one_hot(meeting.probes)))
             self.ledger.add(vjps=len(meeting.probes))
 
     def _tile(self, z: Tensor) -> Tensor:
-        exchange, probes = self.hooked.exchange, len(z)
-        total = torch.zeros(
-            probes, self.hooked.batch, probes, self.batch, dtype=torch.float64, device=z.device
-        )
+        """What the layers make that are this process's."""
+        hooked, probes = self.hooked, len(z)
+        shape = (probes, self.batch, probes, self.batch)
+        total = torch.zeros(shape, dtype=torch.float64, device=z.device)
 
         def consume(group: Group, factor: Factor) -> None:
-            every = gathered(exchange, factor).settled(self.batch * probes)
-            dtype = widened(torch.zeros((), dtype=every.dtype)).dtype
-            part = torch.zeros(total.shape, dtype=dtype, device=z.device)
-            some_of(every, exchange.own).add_tile(every, part)
-            total.add_(part)
+            whole = gathered(hooked.exchange, hooked.owners[group], factor)
+            if whole is not None:
+                whole = whole.settled(self.batch * probes)
+                part = widened(torch.zeros(shape, dtype=whole.dtype, device=z.device))
+                whole.add_tile(whole, part)
+                total.add_(part)
 
-        self.hooked.pull(z, consume)
+        hooked.pull(z, consume)
         return total
 
     def exact_moments(self, others: Sequence[Any], report: Callable[[int, int], None]) -> tuple[Small, Small]:
         """Traces and inner products in tiles."""
         kernels = [self, *others]
-        exchange = self.hooked.exchange
         at_once = min(samples.at_once for samples in kernels)
         alike = [HookedSamples(samples.hooked, at_once, samples.ledger) for samples in kernels]
-        traces = torch.zeros(len(kernels), dtype=torch.float64, device=self.hooked.device)
-        inner = torch.zeros(len(kernels), len(kernels), dtype=torch.float64, device=self.hooked.device)
-        done, own = 0, exchange.own
+        traces, inner = np.zeros(len(kernels)), np.zeros((len(kernels), len(kernels)))
+        done = 0
         for pieces in zip(*(samples.tiles() for samples in alike), strict=True):
             fresh = pieces[0][0].fresh.to(self.hooked.device, torch.float64)[:, None, :, None]
             tiles = [tile for _, tile in pieces]
             for a, tile in enumerate(tiles):
-                diagonal = tile[:, :, :, own.start : own.stop] * fresh
-                traces[a] += torch.einsum("ibib->", diagonal)
+                traces[a] += float(torch.einsum("ibib->", tile * fresh))
                 for b, other in enumerate(tiles[: a + 1]):
-                    inner[a, b] += (tile * other * fresh).sum()
+                    inner[a, b] += float((tile * other * fresh).sum())
             done += int(pieces[0][0].fresh.sum())
             report(done, self.outputs**2)
-        sums = exchange.sum(torch.cat([traces, inner.reshape(-1)])).cpu().numpy()
-        lower = np.tril(sums[len(kernels) :].reshape(len(kernels), len(kernels)))
-        return sums[: len(kernels)], lower + np.tril(lower, -1).T
+        return traces, inner + np.tril(inner, -1).T
 
     def dense(self) -> Tensor:
         """K itself, shape (n, n), on every process."""
@@ -153,9 +149,8 @@ class HookedSamples:
         index = torch.from_numpy(self.state_index()).to(self.hooked.device)
         kernel = torch.zeros(n, n, dtype=torch.float64, device=self.hooked.device)
         for meeting, tile in self.tiles():
-            every = self.hooked.exchange.gather(tile, 1)
             rows = index[:, meeting.probes].T.reshape(-1)
-            kernel[rows.unsqueeze(1), rows] = every.flatten(0, 1).flatten(1)
+            kernel[rows.unsqueeze(1), rows] = tile.flatten(0, 1).flatten(1)
         return ((kernel + kernel.T) / 2).to(self.hooked.dtype)
 
     def probed(self) -> HookedProbes:
