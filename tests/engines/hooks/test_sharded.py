@@ -109,7 +109,7 @@ def expected_bytes() -> tuple[float, float]:
         + _linear(4 * WIDTH, WIDTH, LENGTH)
         + 2 * norm
     )
-    # An index has 8 bytes, as two numbers have; the head's weight is the table of words: a factor of two parts.
+    # An index has 8 bytes, as two numbers; the head's weight is the table of words: a factor of two parts.
     tables = min(LENGTH * (PROBES * WIDTH + 2), PROBES * WIDTH * WORDS) + min(
         LENGTH * (PROBES * WORDS + WIDTH), PROBES * WIDTH * WORDS
     )
