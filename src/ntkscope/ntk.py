@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, Unpack
+from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 
@@ -37,6 +37,9 @@ __all__ = ["NTK", "measure_all"]
 #: An axis for every input, or a tuple or dict of axes (``None``: shared by all samples).
 BatchDim: TypeAlias = "int | tuple[int | None, ...] | Mapping[str, int | None]"
 
+#: Engines by name.
+EngineName: TypeAlias = Literal["auto", "hooks"]
+
 
 _NO_COPY = (
     "an NTK cannot be copied or pickled, since it runs the user's own module; make a new one of the "
@@ -68,7 +71,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             parameters at hand, and K = RᵀJJᵀR has the eigenvalues of the generalised Gauss-Newton matrix
             JᵀRRᵀJ, so every metric is that matrix's (for cross entropy also Fisher's). With a function
             the batch is treated as a whole.
-        reduction: As torch's losses have it. ``"mean"``: over samples, and positions, for cross entropy
+        reduction: As torch's losses have it. ``"mean"``: over samples, and positions, for cross entropy,
             over all outputs for the others. ``"sum"``. A function has its own.
         class_dim: The state's axis of classes, for cross entropy: 1 if not given, as in
             ``torch.nn.functional.cross_entropy``; of three axes it must be said, since language models
@@ -78,6 +81,9 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             optimizer, whose learning rates and, for Adam and its kin, averages are read when this is
             made. Momentum and weight decay are left out; what the optimizer lacks does not move. J is
             J√D everywhere then, and no layer rule applies.
+        engine: ``"hooks"``: the model is not traced, its own forward and ``backward()`` run with hooks on
+            its layers, one pass for all probes. ``"auto"``: that where parameters are sharded
+            (``fully_shard``, DTensor), of which every process brings its own samples; else by tracing.
 
     Attributes:
         engine: What knows the model's framework; see :class:`ntkscope.engines.base.Engine`.
@@ -112,8 +118,11 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         reduction: str = "mean",
         class_dim: int | None = None,
         scale: Any = None,
+        engine: EngineName = "auto",
     ) -> None:
         check_sizes(memory_budget, chunk_size)
+        if engine not in ("auto", "hooks"):
+            raise ValueError(f"unknown engine {engine!r}; choose one of 'auto', 'hooks'")
         self.engine = make_engine(
             model,
             inputs,
@@ -125,6 +134,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             # An engine need not know of what is not asked for.
             **({} if loss is None else {"loss": loss, "reduction": reduction, "class_dim": class_dim}),
             **({} if scale is None else {"scale": scale}),
+            **({} if engine == "auto" else {"engine": engine}),
         )
 
     def at(self, model: Any) -> NTK:

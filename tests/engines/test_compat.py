@@ -52,10 +52,12 @@ PRIVATE = {
     "torch._C._functorch.peek_interpreter_stack": "to tell whether a transformation is at work",
     "torch.Tensor._is_zerotensor": "to tell the zeros of forward mode, which have no memory",
     "torch._C._functorch._set_vmap_fallback_warning_enabled": "to silence the loops under vmap",
+    "torch.Tensor._post_accumulate_grad_hooks": "to keep an optimizer inside of a backward pass from a step",
+    "torch.distributed.fsdp.FSDPModule._get_fsdp_state": "to set gradients apart that wait to be reduced",
 }
 
 #: Set on an instance, so that only what it does can be tested.
-_BY_BEHAVIOUR = {"_dispatch_key"}
+_BY_BEHAVIOUR = {"_dispatch_key", "_fsdp_param_group", "_fsdp_param_groups"}
 
 
 def _resolve(name: str) -> Any:

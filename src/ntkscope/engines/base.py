@@ -82,6 +82,7 @@ class Sizes:
         budget: Bytes to work in.
         itemsize: Bytes of a number.
         held: Samples whose gradients are kept at once; all of them if 0.
+        no_products: Why there are no products with J over the whole batch; empty where there are.
     """
 
     n: int
@@ -100,6 +101,7 @@ class Sizes:
     budget: int = 1 << 30
     itemsize: int = 4
     held: int = 0
+    no_products: str = ""
 
 
 @dataclass(frozen=True)

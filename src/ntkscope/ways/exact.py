@@ -46,7 +46,9 @@ class _NeedsModel:
 
     def why_not(self, problem: Problem) -> str:
         """A matrix has no J."""
-        return "" if problem.engines is not None else "a kernel is a matrix, not that of a model"
+        if problem.sizes is not None:
+            return problem.sizes.no_products
+        return "a kernel is a matrix, not that of a model"
 
 
 class _TraceOnly(_Exact):

@@ -101,6 +101,11 @@ class PerSampleForward(_PerSampleTrace):
     The variance is 2p/(p+2) Σ_b(‖K_bb‖²_F − tr²K_bb/p).
     """
 
+    def why_not(self, problem: Problem) -> str:
+        """An engine may have no products."""
+        reason = super().why_not(problem)
+        return reason or ("" if problem.sizes is None else problem.sizes.no_products)
+
     name = method = "per-sample-forward"
 
     def words(self, sizes: Sizes, rtol: float) -> str:

@@ -57,8 +57,8 @@ class _Products:
         return not (of_products and self.traces_alone)
 
     def why_not(self, problem: Problem) -> str:
-        """Nothing that is known before it is tried."""
-        return ""
+        """An engine may have no products; nothing else is known before it is tried."""
+        return "" if problem.sizes is None else problem.sizes.no_products
 
     def words(self, sizes: Sizes, rtol: float) -> str:
         """For plans."""

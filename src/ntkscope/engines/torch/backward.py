@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from ntkscope.engines.torch.compat import hooks_after_gradients
 from ntkscope.engines.torch.errors import first_line
 from ntkscope.engines.torch.memory import is_out_of_memory
 
@@ -17,13 +18,19 @@ __all__ = ["first_backward", "without_hooks"]
 def without_hooks(parameters: Collection[Tensor]) -> Iterator[None]:
     """The user's hooks on gradients are for training: they neither run nor change what is measured."""
     hooks = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
+    # Those that run after a gradient is added to .grad are called from the dict that torch has been given.
+    after = [(live, dict(live)) for live in map(hooks_after_gradients, parameters) if live]
     for parameter, _ in hooks:
         parameter._backward_hooks = None
+    for live, _ in after:
+        live.clear()
     try:
         yield
     finally:
         for parameter, own in hooks:
             parameter._backward_hooks = own
+        for live, kept in after:
+            live.update(kept)
 
 
 @contextmanager

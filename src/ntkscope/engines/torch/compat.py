@@ -36,6 +36,7 @@ __all__ = [
     "TorchFunctionMode",
     "before_dispatch",
     "has_memory",
+    "hooks_after_gradients",
     "is_wrapped",
     "load_forward_mode_rules",
     "name_of_operator",
@@ -44,6 +45,7 @@ __all__ = [
     "pytree",
     "schema_arguments",
     "schema_of",
+    "sharded_groups",
     "storage_id",
     "transforms_are_active",
     "warn_of_loops_under_vmap",
@@ -241,3 +243,23 @@ def warn_of_loops_under_vmap(enabled: bool) -> None:
 
 #: What a cast becomes where a graph is recorded below autograd.
 TO_COPY = torch.ops.aten._to_copy.default
+
+
+# Parameters.
+
+
+def hooks_after_gradients(parameter: Tensor) -> dict[Any, Any]:
+    """The hooks that run after a gradient is added to a parameter's .grad, in the dict that torch calls."""
+    return getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+
+
+def sharded_groups(module: Any) -> list[Any]:
+    """What ``fully_shard`` keeps of a module's parameters; none where this torch keeps it elsewhere.
+
+    Gradients that wait to be reduced are then not told from those of a measurement.
+    """
+    state = getattr(module, "_get_fsdp_state", lambda: None)()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:
+        groups = [getattr(state, "_fsdp_param_group", None)]
+    return [group for group in groups if group is not None]

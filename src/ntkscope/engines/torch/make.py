@@ -9,6 +9,8 @@ from torch import nn
 from ntkscope.data import is_stream
 from ntkscope.engines.base import Engine
 from ntkscope.engines.torch.compat import pytree
+from ntkscope.engines.torch.hooks.engine import HooksEngine
+from ntkscope.engines.torch.hooks.sharded import is_sharded
 from ntkscope.engines.torch.kernel import TorchEngine
 from ntkscope.engines.torch.stream.engine import StreamEngine
 
@@ -22,6 +24,14 @@ def accepts(model: Any) -> bool:
 
 def make(model: nn.Module, inputs: Any, **options: Any) -> Engine:
     """The engine, as :func:`ntkscope.engines.pick.make_engine` asks for it."""
+    if options.pop("engine", "auto") == "hooks" or is_sharded(model.parameters()):
+        for name in ("loss", "scale"):
+            if options.pop(name, None) is not None:
+                raise ValueError(
+                    f"{name}= needs a model that is traced, and this one is measured by hooks on its layers; "
+                    f"leave {name}= out"
+                )
+        return HooksEngine(model, inputs, **options)
     # A class that pytrees know is taken apart by them.
     leaves = pytree.tree_leaves(inputs) if is_stream(inputs) else []
     is_whole = len(leaves) == 1 and leaves[0] is inputs

@@ -16,7 +16,7 @@ from ntkscope.engines.torch.samples.squeezes import Squeezes
 from ntkscope.engines.torch.state import StateFunction
 from ntkscope.errors import argument
 
-__all__ = ["BatchDim", "SampleAxes"]
+__all__ = ["BatchDim", "SampleAxes", "input_axes"]
 
 #: An axis for every input, or a tuple or dict of axes (``None``: shared by all samples).
 BatchDim: TypeAlias = "int | tuple[int | None, ...] | Mapping[str, int | None]"
@@ -49,7 +49,7 @@ class SampleAxes:
             StructureError: If no axis of the state scales with the number of samples.
         """
         leaves, _ = pytree.tree_flatten(function.inputs)
-        axes, batch = _input_axes(function.inputs, leaves, batch_dim)
+        axes, batch = input_axes(function.inputs, leaves, batch_dim)
         if batch == 1:
             return cls(axes, 1, 0, tuple(function.output_shape) or (1,))
         one = cls(axes, batch, 0, ())
@@ -112,7 +112,12 @@ class SampleAxes:
         return self.to_samples(torch.arange(size).unsqueeze(0))[0].reshape(self.batch, -1)
 
 
-def _input_axes(inputs: Any, leaves: list[Any], batch_dim: BatchDim) -> tuple[tuple[int | None, ...], int]:
+def input_axes(inputs: Any, leaves: list[Any], batch_dim: BatchDim) -> tuple[tuple[int | None, ...], int]:
+    """The axis of the samples in each leaf of the inputs, and their number.
+
+    Raises:
+        ValueError: If ``batch_dim`` does not fit the inputs.
+    """
     if isinstance(batch_dim, int):
         first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
         batch = _size(first, batch_dim)

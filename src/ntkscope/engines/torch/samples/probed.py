@@ -22,7 +22,7 @@ from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Gradient
 from ntkscope.operators.space import Small
 
-__all__ = ["ProbedGradients", "Rows", "Sides"]
+__all__ = ["ProbedGradients", "Rows", "Sides", "cut_factor", "partners"]
 
 
 class ProbedGradients:
@@ -99,7 +99,7 @@ class ProbedGradients:
 
     def settled(self, factor: Factor) -> Factor:
         """The form of a factor for the products to come."""
-        return factor.settled(_partners(self.batch))
+        return factor.settled(partners(self.batch))
 
     def extend(self, fresh: list[tuple[range, dict[Group, Factor]]], probes: int) -> None:
         """Takes in the gradients of so many more probes."""
@@ -132,10 +132,10 @@ class ProbedGradients:
         ((_, factors),) = self._parts
         first = next(iter(factors.values()), None)
         index = torch.as_tensor(order, device=None if first is None else first.device)
-        return [_cut_factor(factor, index, block) for factor in factors.values()]
+        return [cut_factor(factor, index, block) for factor in factors.values()]
 
 
-def _partners(batch: int) -> int:
+def partners(batch: int) -> int:
     """With so many rows every row is multiplied, about."""
     return min(batch, 64) * 4
 
@@ -240,7 +240,8 @@ class Sides:
             total += deltas.mul_(grams).sum((1, 4, 7))
 
 
-def _cut_factor(factor: Factor, index: Tensor, block: int) -> Rows | Sides:
+def cut_factor(factor: Factor, index: Tensor, block: int) -> Rows | Sides:
+    """A factor's samples in an order, in blocks of so many; the last one is filled up with zeros."""
     if not isinstance(factor, Outer):
         return Rows(_cut(widened(factor.rows()).transpose(0, 1), index, block).flatten(1, 2))
     delta = _cut(widened(factor.probe_side).transpose(0, 1), index, block).movedim(3, 1).flatten(2, 4)
