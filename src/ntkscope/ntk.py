@@ -17,12 +17,12 @@ from ntkscope.results import (
     named_kernels,
 )
 from ntkscope.settings import (
-    DEFAULT_BUDGET,
     Limits,
     Method,
     Options,
-    check_sizes,
+    check_chunk_size,
     options_of,
+    parse_memory,
 )
 from ntkscope.verbs.cross import CrossVerbs
 from ntkscope.verbs.metrics import MetricVerbs
@@ -64,7 +64,9 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         batch_dim: The axis of the inputs that holds the samples (or a tuple or dict of axes, one for
             each input, ``None`` for shared ones). ``None``: the samples are coupled, treat the batch
             as a whole. Coupled samples are detected anyway.
-        memory_budget: Bytes that one step of work may take besides the model.
+        memory: What one step of work may take besides the model: bytes, or a text such as ``"4GiB"``. If
+            not given, 1 GiB, or a quarter of what is free where that is less. Chunks follow from it, and
+            where memory runs out all the same they are halved.
         chunk_size: Probes in a chunk; chosen from the budget if ``None``.
         loss: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"`` (of logits), or a function of the
             whole state to one number, convex in it. With RRᵀ = ∂²L/∂h², the state is Rᵀh, R fixed at the
@@ -112,7 +114,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         outputs: Callable[[Any], Any] | None = None,
         layer: str | None = None,
         batch_dim: BatchDim | None = 0,
-        memory_budget: int = DEFAULT_BUDGET,
+        memory: int | str | None = None,
         chunk_size: int | None = None,
         loss: Any = None,
         reduction: str = "mean",
@@ -120,7 +122,8 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         scale: Any = None,
         engine: EngineName = "auto",
     ) -> None:
-        check_sizes(memory_budget, chunk_size)
+        check_chunk_size(chunk_size)
+        budget = parse_memory(memory)
         if engine not in ("auto", "hooks"):
             raise ValueError(f"unknown engine {engine!r}; choose one of 'auto', 'hooks'")
         self.engine = make_engine(
@@ -129,7 +132,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             outputs=outputs,
             layer=layer,
             batch_dim=batch_dim,
-            memory_budget=memory_budget,
+            memory_budget=budget,
             chunk_size=chunk_size,
             # An engine need not know of what is not asked for.
             **({} if loss is None else {"loss": loss, "reduction": reduction, "class_dim": class_dim}),
@@ -206,7 +209,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         return self.engine.device
 
     @property
-    def memory_budget(self) -> int:
+    def memory(self) -> int:
         """Bytes that one step of work may take besides the model."""
         return self.engine.budget
 

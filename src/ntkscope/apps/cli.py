@@ -118,7 +118,7 @@ def _subject(arguments: dict[str, Any]) -> Subject:
     """The model that the options describe."""
     from ntkscope.apps.subject import Subject
 
-    names = ("factory", "layer", "output", "batch_dim", "dtype", "device", "seed", "train_mode")
+    names = ("factory", "layer", "output", "batch_dim", "dtype", "device", "seed", "train_mode", "memory")
     inputs = arguments["inputs"]
     return Subject(
         inputs=None if inputs is None else Path(inputs), **{name: arguments[name] for name in names}
@@ -140,6 +140,7 @@ def measure(
     batch_dim: opt.BatchDim = "0",
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
+    memory: opt.Memory = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     plot: opt.Plot = None,
@@ -185,6 +186,7 @@ def compare(
     batch_dim: opt.BatchDim = "0",
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
+    memory: opt.Memory = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     plot: opt.Plot = None,
@@ -231,6 +233,7 @@ def spectrum(
     batch_dim: opt.BatchDim = "0",
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
+    memory: opt.Memory = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     plot: opt.Plot = None,
@@ -274,6 +277,7 @@ def explain(
     batch_dim: opt.BatchDim = "0",
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
+    memory: opt.Memory = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     debug: opt.Debug = False,

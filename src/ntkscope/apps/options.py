@@ -115,6 +115,12 @@ Dtype: TypeAlias = Annotated[
     ),
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Memory: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="What one step of work may take, such as 4GiB; 1 GiB, or a quarter of what is free, by default."
+    ),
+]
 TrainMode: TypeAlias = Annotated[
     bool,
     typer.Option("--train-mode", help="Leave the model in training mode; by default it is put in eval mode."),

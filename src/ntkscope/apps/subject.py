@@ -32,6 +32,7 @@ class Subject:
         device: To bring them to.
         seed: Of torch while the factory runs.
         train_mode: Leave the model in training mode.
+        memory: What one step of work may take.
     """
 
     factory: str
@@ -43,6 +44,7 @@ class Subject:
     device: str
     seed: int
     train_mode: bool
+    memory: str | None = None
 
     def kernels(self, checkpoints: Sequence[Path | None]) -> list[NTK]:
         """The model's kernel at each checkpoint (``None``: as the factory made it)."""
@@ -75,7 +77,7 @@ class Subject:
         try:
             if first is not None:
                 return first.at(model)
-            return NTK(model, inputs, outputs=pick, layer=self.layer, batch_dim=batch_dim)
+            return NTK(model, inputs, outputs=pick, layer=self.layer, batch_dim=batch_dim, memory=self.memory)
         except (ValueError, TypeError):
             raise
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ntkscope.data import is_stream
@@ -12,6 +13,7 @@ from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.hooks.engine import HooksEngine
 from ntkscope.engines.torch.hooks.sharded import is_sharded
 from ntkscope.engines.torch.kernel import TorchEngine
+from ntkscope.engines.torch.memory import default_budget
 from ntkscope.engines.torch.stream.engine import StreamEngine
 
 __all__ = ["accepts", "make"]
@@ -24,6 +26,9 @@ def accepts(model: Any) -> bool:
 
 def make(model: nn.Module, inputs: Any, **options: Any) -> Engine:
     """The engine, as :func:`ntkscope.engines.pick.make_engine` asks for it."""
+    if options.get("memory_budget") is None:
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        options["memory_budget"] = default_budget(device)
     if options.pop("engine", "auto") == "hooks" or is_sharded(model.parameters()):
         for name in ("loss", "scale"):
             if options.pop(name, None) is not None:
