@@ -39,7 +39,7 @@ def check_leaves(state: Tensor, parameters: Iterable[Tensor], inputs: Any) -> No
     for function in _functions(state):
         variable = getattr(function, "variable", None)
         # Other leaves are made inside of forward.
-        if isinstance(variable, nn.Parameter) and id(variable) not in known:
+        if isinstance(variable, nn.Parameter) and variable.numel() and id(variable) not in known:
             raise ValueError(
                 f"the state depends on a trainable parameter of shape {tuple(variable.shape)} that is "
                 "none of the model's; register it (nn.ParameterList, nn.ModuleList) or detach it "
