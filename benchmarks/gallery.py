@@ -37,7 +37,7 @@ PATH = Path("results/gallery.json")
 _LATER = 1
 _RTOL, _RTOL_ALL = 0.01, 0.03
 # A stop for what would take too long on a machine with few cores.
-_SECONDS = 90.0
+_SECONDS = 60.0
 
 
 def call(model: nn.Module, inputs: Any, options: dict[str, Any]) -> torch.Tensor:

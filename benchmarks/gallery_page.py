@@ -52,7 +52,8 @@ def pages(known: dict[str, Any]) -> dict[str, str]:
     found = {f"{family}.md": _page(family, measured) for family in FAMILIES}
     lines = ["| model | page | parameters | state | structure | first | trace | four | memory |"]
     lines.append("| --- | --- | --: | --: | --- | --: | --: | --: | --: |")
-    for key, model in GALLERY.items():
+    order = list(FAMILIES)
+    for key, model in sorted(GALLERY.items(), key=lambda pair: order.index(pair[1].family)):
         title = FAMILIES[model.family][0]
         row = [f"[{model.name}]({model.family}.md#{_anchor(model.name)})", title]
         lines.append(_row([*row, *_numbers(measured.get(key))]))
@@ -62,7 +63,7 @@ def pages(known: dict[str, Any]) -> dict[str, str]:
         else ""
     )
     # A paragraph is a line.
-    head = [" ".join(paragraph.split()) for paragraph in _HEAD.format(seconds=90).split("\n\n")]
+    head = [" ".join(paragraph.split()) for paragraph in _HEAD.format(seconds=60).split("\n\n")]
     found["index.md"] = "\n\n".join([*head, "\n".join(lines)]) + "\n" + note
     return found
 

@@ -71,19 +71,25 @@ class Model:
         parts[-1] = parts[-1][parts[-1].index("def ") :].replace(" -> Parts", "")
         use = f"model, inputs, options = {self.key}()\nntk = NTK(model, inputs, **options)\nntk.trace()\n"
         body = "\n\n".join([*parts, use]).replace(": Any", "")
-        return "\n".join(_imports(body)) + "\n\n" + ("\n" if self.shown else "") + body
+        return f"{_imports(body)}\n\n\n{body}"
 
 
-def _imports(body: str) -> list[str]:
+def _imports(body: str) -> str:
     """What a snippet imports at its top."""
+    homes = {
+        "itertools": ("pairwise",),
+        "torch": ("Tensor", "nn"),
+        "torch.nn.utils": ("parametrizations", "prune"),
+        "torch.nn.utils.rnn": ("pack_padded_sequence", "pad_packed_sequence"),
+    }
     lines = ["import torch"]
-    names = [name for name in ("Tensor", "nn") if re.search(rf"\b(?<!\.){name}\b", body)]
-    lines += [f"from torch import {', '.join(names)}"] if names else []
-    if "parametrizations" in body or "prune." in body:
-        lines.append("from torch.nn.utils import parametrizations, prune")
-    if "pack_padded" in body:
-        lines.append("from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence")
-    return [*lines, "", "from ntkscope import NTK"]
+    for home, names in homes.items():
+        if used := [name for name in names if re.search(rf"(?<!\.)\b{name}\b", body)]:
+            lines.append(f"from {home} import {', '.join(used)}")
+    lines = [line for line in lines if "itertools" in line] + [
+        line for line in lines if "itertools" not in line
+    ]
+    return "\n".join([*lines, "", "from ntkscope import NTK"])
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

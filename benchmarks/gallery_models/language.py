@@ -40,7 +40,7 @@ def gpt2(batch: int = 2, tokens: int = 256, **config: Any) -> Parts:
         "vocab_size": 11,
     },
 )
-def bert(batch: int = 8, tokens: int = 64, **config: Any) -> Parts:
+def bert(batch: int = 4, tokens: int = 32, **config: Any) -> Parts:
     from transformers import BertConfig, BertForSequenceClassification
 
     model = BertForSequenceClassification(BertConfig(num_labels=3, **config)).eval()
@@ -68,11 +68,11 @@ def bert(batch: int = 8, tokens: int = 64, **config: Any) -> Parts:
         "vocab_size": 11,
     },
 )
-def llama(batch: int = 4, tokens: int = 128, **config: Any) -> Parts:
+def llama(batch: int = 4, tokens: int = 64, **config: Any) -> Parts:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {
-        "num_hidden_layers": 8,
+        "num_hidden_layers": 4,
         "hidden_size": 512,
         "intermediate_size": 1376,
         "num_attention_heads": 4,
@@ -220,7 +220,7 @@ def mamba(batch: int = 4, tokens: int = 32, **config: Any) -> Parts:
         "vocab_size": 11,
     },
 )
-def lora(batch: int = 2, tokens: int = 64, rank: int = 8, **config: Any) -> Parts:
+def lora(batch: int = 2, tokens: int = 32, rank: int = 8, **config: Any) -> Parts:
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2LMHeadModel
 

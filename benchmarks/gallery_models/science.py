@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def fno(batch: int = 16, points: int = 128, width: int = 32, modes: int = 16, de
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with tanh between them."""
     layers: list[nn.Module] = []
-    for entering, leaving in zip(widths[:-1], widths[1:], strict=True):
+    for entering, leaving in pairwise(widths):
         layers += [nn.Linear(entering, leaving), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

@@ -46,7 +46,7 @@ def resnet50(batch: int = 32, size: int = 64, **config: Any) -> Parts:
     package="timm",
     small=_FEW | {"img_size": 32, "embed_dim": 8, "depth": 2, "num_heads": 2},
 )
-def vit(batch: int = 16, img_size: int = 224, **config: Any) -> Parts:
+def vit(batch: int = 8, img_size: int = 96, **config: Any) -> Parts:
     import timm
 
     model = timm.create_model("vit_small_patch16_224", img_size=img_size, **config).eval()
@@ -74,7 +74,7 @@ def convnext(batch: int = 16, size: int = 64, **config: Any) -> Parts:
     package="timm",
     small=_FEW | {"img_size": 32, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4},
 )
-def swin(batch: int = 8, img_size: int = 224, **config: Any) -> Parts:
+def swin(batch: int = 2, img_size: int = 224, **config: Any) -> Parts:
     import timm
 
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=img_size, **config).eval()
@@ -88,7 +88,7 @@ def swin(batch: int = 8, img_size: int = 224, **config: Any) -> Parts:
     package="timm",
     small=_FEW | {"img_size": 32, "embed_dim": 8, "num_blocks": 2},
 )
-def mixer(batch: int = 16, img_size: int = 224, **config: Any) -> Parts:
+def mixer(batch: int = 8, img_size: int = 96, **config: Any) -> Parts:
     from timm.models.mlp_mixer import MlpMixer
 
     model = MlpMixer(img_size=img_size, **config).eval()
@@ -102,7 +102,7 @@ def mixer(batch: int = 16, img_size: int = 224, **config: Any) -> Parts:
     package="timm",
     small=_FEW | {"name": "test_efficientnet", "size": 32},
 )
-def efficientnet(name: str = "efficientnet_b0", batch: int = 16, size: int = 128, **config: Any) -> Parts:
+def efficientnet(name: str = "efficientnet_b0", batch: int = 16, size: int = 64, **config: Any) -> Parts:
     import timm
 
     model = timm.create_model(name, **config).eval()
@@ -112,7 +112,7 @@ def efficientnet(name: str = "efficientnet_b0", batch: int = 16, size: int = 128
 @entry(
     "UNet",
     "vision",
-    "The state is an image: half a million outputs for 8 samples, of which a few make most of the trace.",
+    "The state is an image: 3,072 outputs a sample, of which a few make most of the trace.",
     package="diffusers",
     small={"batch": 1, "size": 4, "channels": 1, "widths": (4, 8), "norm_num_groups": 2},
 )
@@ -157,7 +157,7 @@ def unet(
     },
 )
 def dit(
-    batch: int = 8,
+    batch: int = 4,
     size: int = 16,
     num_attention_heads: int = 6,
     attention_head_dim: int = 64,
