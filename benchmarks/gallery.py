@@ -38,6 +38,8 @@ _LATER = 1
 _RTOL, _RTOL_ALL = 0.01, 0.03
 # A stop for what would take too long on a machine with few cores.
 _SECONDS = 60.0
+# Seconds of a pass.
+_SLOW = 0.25
 
 
 def call(model: nn.Module, inputs: Any, options: dict[str, Any]) -> torch.Tensor:
@@ -109,9 +111,11 @@ def _time(entry: Model) -> dict[str, Any]:
     later("trace", lambda seed: ntk.trace(rtol=_RTOL, seed=seed, **limits))
     other = NTK(disturbed(model), inputs, **options)
     limits["rtol"] = _RTOL_ALL
-    later("norm", lambda seed: ntk.frobenius_norm(seed=seed, **limits))
-    later("effective rank", lambda seed: ntk.effective_rank(seed=seed, **limits))
-    later("alignment", lambda seed: ntk.alignment(other, seed=seed, **limits))
+    if before[0] < _SLOW:
+        # Each alone; of what takes long, all at once is enough.
+        later("norm", lambda seed: ntk.frobenius_norm(seed=seed, **limits))
+        later("effective rank", lambda seed: ntk.effective_rank(seed=seed, **limits))
+        later("alignment", lambda seed: ntk.alignment(other, seed=seed, **limits))
     later("all four", lambda seed: ntk.measure([other], seed=seed, **limits)["alignment"][0])
     one = float(np.median([*before, *(_seconds(run)[0] for _ in range(3))]))
     return {

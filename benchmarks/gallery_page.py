@@ -120,6 +120,8 @@ def _numbers(found: dict[str, Any] | None) -> list[str]:
 
 
 def _cost(found: dict[str, Any], name: str) -> str:
+    if name not in found["passes"]:
+        return "–"
     passes, converged = found["passes"][name]
     return f"{passes:,.3g}" + ("" if converged else "∗")
 

@@ -82,10 +82,13 @@ def _imports(body: str) -> str:
         "torch.nn.utils": ("parametrizations", "prune"),
         "torch.nn.utils.rnn": ("pack_padded_sequence", "pad_packed_sequence"),
     }
-    lines = ["import torch"]
+    lines = []
     for home, names in homes.items():
         if used := [name for name in names if re.search(rf"(?<!\.)\b{name}\b", body)]:
             lines.append(f"from {home} import {', '.join(used)}")
+    # Of the standard library first.
+    standard = [line for line in lines if "torch" not in line]
+    lines = [*standard, *[""] * bool(standard), "import torch", *lines[len(standard) :]]
     lines = [line for line in lines if "itertools" in line] + [
         line for line in lines if "itertools" not in line
     ]
