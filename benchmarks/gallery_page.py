@@ -35,7 +35,7 @@ Costs are in passes: forward and backward passes of the same model on the same b
 kernel and measures its trace to 1%; *trace* is the same again with another seed; *four* is the trace,
 the norm, the effective rank and the alignment with a second checkpoint, to 3% each. *Memory* is the peak
 of the first call over the peak of one pass, both with the model's parameters. ∗ marks what did not reach
-its tolerance in {seconds} seconds.
+its tolerance in the time given, {seconds} seconds or less.
 
 Every model stands in `tests/test_gallery.py` at a small size in float64, where all exact numbers are
 those of autograd, row by row, to 1e-8. `python -m benchmarks.gallery` measures them anew.

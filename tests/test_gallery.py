@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 REFUSED = {
     "packed": "stack expects each tensor to be equal size",
     "routed": "boolean mask",
-    "spiking": "Spike has its own backward pass",
 }
 #: Parameters that take the general way.
 GENERAL = {"fno": {"spectral.0.weight", "spectral.1.weight"}}

@@ -215,8 +215,8 @@ class SpikingNet(nn.Module):
 @entry(
     "Spiking network",
     "science",
-    "Its backward is not the derivative of its forward: products in forward mode would be wrong, and are "
-    "not used. K is what training sees, the surrogate's kernel.",
+    "Its backward is not the derivative of its forward. K is what training sees, the surrogate's kernel; the "
+    "structure holds where the function and its slope act entry by entry.",
     small={"batch": 2, "steps": 3, "entering": 3, "hidden": 4},
     shown=(Spike, SpikingNet),
 )
