@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ntkscope.engines.torch.lengths import distance, length
 from ntkscope.engines.torch.modes import CHECK_SEED
 
 __all__ = ["Witness", "check_finite", "check_probe", "differing"]
@@ -41,15 +42,18 @@ def differing(
     no parameter's gradient may lie below unseen, in half precision neither.
     """
     epsilon = torch.finfo(dtype).eps
-    sizes = [float(g.double().norm()) for g in (*expected.values(), *found.values()) if g is not None]
+    sizes = [length(g) for g in (*expected.values(), *found.values()) if g is not None]
     floor = min(1e3 * epsilon, epsilon**0.5) * max(sizes, default=0.0)
     for name, own in expected.items():
         other = found[name]
         if own is None and other is None:
             continue
-        one, two = (torch.zeros(()) if g is None else g.double() for g in (own, other))
-        difference = float((one.cpu() - two.cpu()).norm())
-        if not difference <= epsilon**0.5 * float(one.norm()) + floor:
+        size = 0.0 if own is None else length(own)
+        if own is None or other is None:
+            difference = max(length(g) for g in (own, other) if g is not None)
+        else:
+            difference = distance(own, other)
+        if not difference <= epsilon**0.5 * size + floor:
             return name
     return ""
 
