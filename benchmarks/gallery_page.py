@@ -46,10 +46,11 @@ def pages(known: dict[str, Any]) -> dict[str, str]:
     """Text by file name.
 
     Args:
-        known: What ``python -m benchmarks.gallery`` has written.
+        known: What ``python -m benchmarks.gallery`` has written: models by key, the machine, and notes on
+            models that were measured in another way.
     """
     measured = known["models"]
-    found = {f"{family}.md": _page(family, measured) for family in FAMILIES}
+    found = {f"{family}.md": _page(family, measured, known.get("notes", {})) for family in FAMILIES}
     lines = ["| model | page | parameters | state | structure | first | trace | four | memory |"]
     lines.append("| --- | --- | --: | --: | --- | --: | --: | --: | --: |")
     order = list(FAMILIES)
@@ -75,18 +76,18 @@ def write_pages(known: dict[str, Any]) -> None:
         (FOLDER / name).write_text(text, encoding="utf-8")
 
 
-def _page(family: str, measured: dict[str, Any]) -> str:
+def _page(family: str, measured: dict[str, Any], notes: dict[str, str]) -> str:
     title, first = FAMILIES[family]
     models = [(key, model) for key, model in GALLERY.items() if model.family == family]
     return f"# {title}\n\n{first} [All models](index.md).\n" + "".join(
-        _section(model, measured.get(key)) for key, model in models
+        _section(model, measured.get(key), notes.get(key, "Not measured yet.")) for key, model in models
     )
 
 
-def _section(model: Model, found: dict[str, Any] | None) -> str:
+def _section(model: Model, found: dict[str, Any] | None, note: str) -> str:
     text = f"\n## {model.name}\n\n{model.trap}\n\n```python\n{model.snippet()}```\n"
     if found is None:
-        return text + "\nNot measured yet.\n"
+        return f"{text}\n{note}\n"
     text += (
         f"\nState {'×'.join(map(str, found['shape']))}, {found['p']:,} parameters. {_structure(found)}\n\n"
     )
@@ -123,7 +124,7 @@ def _cost(found: dict[str, Any], name: str) -> str:
     if name not in found["passes"]:
         return "–"
     passes, converged = found["passes"][name]
-    return f"{passes:,.3g}" + ("" if converged else "∗")
+    return (f"{passes:,.0f}" if passes >= 100 else f"{passes:.3g}") + ("" if converged else "∗")
 
 
 def _memory(found: dict[str, Any]) -> str:
