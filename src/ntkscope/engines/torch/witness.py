@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ntkscope.engines.torch.lengths import distance, length
 from ntkscope.engines.torch.modes import CHECK_SEED
 
 __all__ = ["Witness", "check_finite", "check_probe", "differing"]
@@ -46,15 +47,17 @@ def differing(
     for name, own in expected.items():
         other = found[name]
         # Where one is missing, all of the other is the difference.
-        both = None if own is None or other is None else own - other
-        difference = sizes[name] + others[name] if both is None else _length(both)
+        if own is None or other is None:
+            difference = sizes[name] + others[name]
+        else:
+            difference = distance(own, other)
         if not difference <= epsilon**0.5 * sizes[name] + floor:
             return name
     return ""
 
 
 def _length(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None else float(gradient.double().norm())
+    return 0.0 if gradient is None else length(gradient)
 
 
 def check_finite(gradients: Mapping[str, Tensor | None]) -> None:
