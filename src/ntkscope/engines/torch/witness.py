@@ -47,10 +47,7 @@ def differing(
     for name, own in expected.items():
         other = found[name]
         # Where one is missing, all of the other is the difference.
-        if own is None or other is None:
-            difference = sizes[name] + others[name]
-        else:
-            difference = distance(own, other)
+        difference = sizes[name] + others[name] if own is None or other is None else distance(own, other)
         if not difference <= epsilon**0.5 * sizes[name] + floor:
             return name
     return ""
