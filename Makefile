@@ -15,13 +15,14 @@ LOWEST_READY := $(LOWEST)/.ready
 LOWEST_PIP := $(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet --quiet
 LOWEST_TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints-lowest.txt)
 
-.PHONY: help demo test test-slow test-lowest fuzz docs benchmarks clean
+.PHONY: help demo test test-slow test-lowest test-gallery fuzz docs benchmarks clean
 
 help:
 	@echo "make demo        train a network on digits and show what that does to its kernel"
 	@echo "make test        lint, types and tests"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-lowest the tests on the lowest versions that pyproject.toml states (downloads some GB)"
+	@echo "make test-gallery the gallery's models of other packages (downloads some MB)"
 	@echo "make fuzz        compare random models with plain autograd (SEEDS=1000)"
 	@echo "make docs        build the documentation into site/"
 	@echo "make benchmarks  measure speed and accuracy"
@@ -64,6 +65,11 @@ test-slow: $(READY)
 
 test-lowest: $(LOWEST_READY)
 	@$(TEST_ENV) $(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu"
+
+# torchvision asks for the torch that is there.
+test-gallery: $(READY)
+	@$(PIP) --editable '.[gallery]' --constraint constraints.txt
+	@$(TEST_ENV) $(BIN)/python $(PYTEST) tests/test_gallery.py
 
 # Every failure prints the line that shows it alone: PYTHONPATH=tests python -m fuzz.one SEED.
 SEEDS ?= 1000

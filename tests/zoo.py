@@ -116,7 +116,7 @@ class Function(nn.Module):
         return self._run(self, *args, **kwargs)
 
 
-class _DoubledGradient(torch.autograd.Function):
+class _TurnedGradient(torch.autograd.Function):
     """The identity, with a gradient that does not follow from its operations."""
 
     generate_vmap_rule = True
@@ -131,7 +131,7 @@ class _DoubledGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * gradient
+        return 2 * gradient.flip(-1)
 
 
 def paper_mlp() -> tuple[nn.Module, Tensor]:
@@ -737,9 +737,7 @@ _NO_STRUCTURE = [
     _case("in-place-into-a-view", _inplace_view, _rand(4, 4)),
     _case(
         "custom-backward",
-        lambda: Function(
-            lambda m, x: torch.tanh(_DoubledGradient.apply(m.linear(x))), linear=nn.Linear(4, 3)
-        ),
+        lambda: Function(lambda m, x: torch.tanh(_TurnedGradient.apply(m.linear(x))), linear=nn.Linear(4, 3)),
         _rand(4, 4),
         independent=False,
     ),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ntkscope.data import as_inputs
 from ntkscope.engines.torch.capture import as_arguments, check_state
 from ntkscope.engines.torch.modes import differentiable_operations, has_recurrence
+from ntkscope.interrupts import uninterrupted
 from ntkscope.operators.probes import random_signs
 
 __all__ = ["alignment", "frobenius_norm", "trace"]
@@ -189,7 +190,7 @@ def _pulled(
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < least:
         raise ValueError(f"found probes={probes!r}; this estimate needs a whole number from {least} on")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.enable_grad(), differentiable_operations(recurrent=has_recurrence(model)):
+    with uninterrupted(), torch.enable_grad(), differentiable_operations(recurrent=has_recurrence(model)):
         if state is None:
             args, kwargs = as_arguments(as_inputs(inputs))
             state = model(*args, **kwargs)

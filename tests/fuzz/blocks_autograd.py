@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, grad, jacrev, vmap
@@ -264,8 +265,18 @@ class Narrow(nn.Module):
         return torch.tanh(self.narrow(x.float())).to(x.dtype)
 
 
+def _quantised(self: Any, x: Tensor) -> Tensor:
+    weight = torch.fake_quantize_per_tensor_affine(self.first.weight.float(), 0.1, 0, -8, 7)
+    return F.linear(x, weight.to(x.dtype)) + self.last(x)
+
+
 #: Blocks that round, and what that leaves of an exact number.
 LOW_PRECISION: dict[str, tuple[Block, float]] = {
     "float32 inside": (lambda d: Narrow(d, autocast=False), 1e-5),
+    "weight in float32": (
+        lambda d: Pair(d, lambda self, x: F.linear(x, self.first.weight.float().to(x.dtype))),
+        1e-6,
+    ),
+    "quantised": (lambda d: Pair(d, _quantised), 1e-6),
     "autocast inside": (lambda d: Narrow(d, autocast=True), 0.05),
 }

@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fuzz.models import Spec, specify
+from fuzz.models import Spec
 from ntkscope.engines.torch import forward, kernel, own, pullback, state
 from ntkscope.engines.torch.graph import recorder
 from ntkscope.engines.torch.samples import check, jacobian
-from ntkscope.runs import gram, ring
+from ntkscope.runs import ring
 
 __all__ = ["FAULTS", "Fault"]
 
@@ -68,11 +67,6 @@ def _undisturbed() -> Iterator[None]:
     yield
 
 
-def _half(pairs: Any, rows: Any, inner: Any, pseudo: Any) -> Any:
-    """The jackknife less all that it may count twice."""
-    return np.full(pairs.shape[:2], 0.5**0.5)
-
-
 _UNCHECKED: tuple[Patch, ...] = tuple((m, "check_structure", _always(None)) for m in (check, jacobian))
 
 _PULLBACK = pullback.Pullback
@@ -121,7 +115,16 @@ FAULTS: dict[str, Fault] = {
         8, ((recorder, "is_random", _always(False)), *_UNCHECKED), _model("seeded noise")
     ),
     "nothing between two probes of a sample": Fault(
-        11, ((ring, "_within", lambda same, means, mean: 0.0),), specify(10025)
+        11,
+        ((ring, "_within", lambda same, means, mean: 0.0),),
+        Spec(
+            10025,
+            "by name",
+            (("transposed convolution", 307624), ("in-place power", 690964), ("linear", 9957)),
+            "head outside",
+            batch=1,
+            steps=3,
+            mode="inference",
+        ),
     ),
-    "nothing between two probes": Fault(11, ((gram, "_degenerate_share", _half),), specify(10030)),
 }

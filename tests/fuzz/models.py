@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fuzz.blocks_autograd import AUTOGRAD, COUPLED, LOW_PRECISION
+from fuzz.blocks_flow import FLOW
 from fuzz.blocks_habits import HABITS
 from fuzz.blocks_layers import LAYERS, Block
+from fuzz.blocks_weights import WEIGHTS
 
 __all__ = ["Spec", "Subject", "build", "specify"]
 
@@ -85,8 +87,8 @@ class Subject:
 def specify(seed: int) -> Spec:
     """The model of a seed: one to four blocks, the plain ones more often than the others."""
     rng = random.Random(seed)
-    kinds = (LAYERS, HABITS, AUTOGRAD, COUPLED, LOW_PRECISION)
-    chosen = rng.choices(kinds, weights=(8, 6, 3, 0.5, 0.3), k=rng.choice((1, 2, 2, 3, 3, 4)))
+    kinds = (LAYERS, HABITS, WEIGHTS, FLOW, AUTOGRAD, COUPLED, LOW_PRECISION)
+    chosen = rng.choices(kinds, weights=(6, 4, 3, 4, 3, 0.5, 0.3), k=rng.choice((1, 2, 2, 3, 3, 4)))
     names = tuple((rng.choice(sorted(kind)), rng.randrange(10**6)) for kind in chosen)
     batch, steps = rng.choice((1, 3, 4, 5, 12, 25)), rng.choice((2, 3))
     source, sink = rng.choice(SOURCES), rng.choice(SINKS)
@@ -97,7 +99,7 @@ def specify(seed: int) -> Spec:
 
 
 def _block(name: str) -> Block:
-    for kind in (LAYERS, HABITS, AUTOGRAD, COUPLED):
+    for kind in (LAYERS, HABITS, WEIGHTS, FLOW, AUTOGRAD, COUPLED):
         if name in kind:
             return kind[name]
     return LOW_PRECISION[name][0]

@@ -3,7 +3,11 @@ import pytest
 
 import naive
 from ntkscope import estimators
+from ntkscope.metrics import evaluate
+from ntkscope.operators.composed import as_factor
 from ntkscope.operators.probes import sphere_probes
+from ntkscope.results import Cost
+from ntkscope.runs.gram import GramRun
 from ntkscope.runs.statistics import jackknife
 from spectra import kernel, spectrum
 
@@ -71,11 +75,25 @@ def test_an_operator_without_that_mode_is_refused(method):
         estimators.trace(kernel(spectrum("slow", N)), method, products=10)
 
 
+def test_as_many_products_as_columns_are_exact(pair):
+    """Random probes of a small kernel tell less than its columns, and their error bars too little."""
+    dense = [operator.jacobian @ operator.jacobian.T for operator in pair]
+    found = estimators.inner_product(*pair, "gram", products=2 * N)
+    assert found.value == pytest.approx(np.sum(dense[0] * dense[1]), rel=1e-12)
+    assert (found.stderr, found.method, found.cost.products) == (0, "exact", 2 * N)
+    rank = estimators.effective_rank(pair[0], "gram", products=N)
+    assert rank.value == pytest.approx(np.trace(dense[0]) ** 2 / np.sum(dense[0] ** 2), rel=1e-12)
+    assert estimators.effective_rank(pair[0], "gram", products=N - 1).stderr > 0
+
+
 @pytest.mark.parametrize("other", [1.0, 0.8])
 def test_probes_that_lie_evenly_on_two_coordinates(other):
     """Nearly a multiple of the identity: all the variance is between two probes."""
     kernel = Factored(np.diag([1.0, other]) ** 0.5)
     right = (1 + other) ** 2 / (1 + other**2)
     for seed in range(150):
-        found = estimators.effective_rank(kernel, "gram", products=12 + seed % 12, seed=seed)
+        # The method itself takes the two columns in their place.
+        run = GramRun([as_factor(kernel).T], seed=seed)
+        run.grow(12 + seed % 12)
+        found = evaluate(run.result(), "effective_rank", (0,), method="gram", cost=Cost(), seed=seed)
         assert abs(found.value - right) <= 6 * found.stderr

@@ -134,3 +134,30 @@ def test_inputs_that_are_no_tensors(form: str, x: Tensor) -> None:
         "dataset": dataset,
     }
     assert_right_or_refused(lambda: NTK(model, forms[form]).trace(method="exact"), right)
+
+
+class _WithEmpty(nn.Module):
+    """A parameter of no entries, as adapters of rank 0 have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.none = nn.Linear(3, 2), nn.Parameter(torch.zeros(0, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x)) + self.none.sum()
+
+
+@pytest.mark.parametrize("batch_dim", [0, None])
+def test_a_parameter_of_no_entries(batch_dim: int | None) -> None:
+    """It is in no gradient: products and structure are those of the others."""
+    torch.manual_seed(0)
+    model, x = _WithEmpty().double(), torch.randn(5, 3, dtype=torch.double)
+    ntk, right = NTK(model, x, batch_dim=batch_dim), dense(model, lambda: model(x))
+    assert ntk.n_params == 8
+    z = torch.ones(ntk.n, dtype=torch.double)
+    torch.testing.assert_close(ntk @ z, right.kernel @ z)
+    for metric, number in right.metrics():
+        assert_right(getattr(ntk, metric)(method="exact"), number)
+        assert_right(getattr(ntk, metric)("hutch++", products=9), number)
+    if batch_dim == 0:
+        assert_right(ntk.trace("per-sample", products=3), right.trace)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from ntkscope.interrupts import heed_interrupt
 from ntkscope.results import Estimate, Measurement, student_t_quantile
 from ntkscope.settings import Options, Progress, check_minimum
 
@@ -207,6 +208,7 @@ def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Call
                 excess = _excess(worst, budget.rtol, budget.atol)
                 if progress is not None:
                     progress(worst, spent, budget.limit)
+                heed_interrupt()
                 was_met, is_met = is_met, budget.to_tolerance and excess <= 1
                 is_sure = was_met or first_look_of(run) is not None or _is_certain(estimates)
                 if is_met and (is_sure or spent == budget.limit):

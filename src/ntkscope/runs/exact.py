@@ -9,9 +9,10 @@ import numpy as np
 
 from ntkscope.operators.space import Map
 from ntkscope.results import Estimate
+from ntkscope.runs.grams import Grams
 from ntkscope.runs.moments import Moments
 
-__all__ = ["ExactFactorRun", "ExactRun"]
+__all__ = ["ExactFactorRun", "ExactGramRun", "ExactRun"]
 
 _TILE = 64
 # Rows of J at a time, where no product is kept.
@@ -92,3 +93,40 @@ class ExactFactorRun:
         if self._column < self.minimum:
             raise ValueError(f"the exact trace needs {self.minimum} products, found {self._column}; go on")
         return Estimate(self._trace, 0.0, "exact", "trace")
+
+
+class ExactGramRun:
+    """tr K_a and ⟨K_a, K_b⟩ by reverse mode alone: K_a = X_aᵀX_a with X_a = J_aᵀ times the identity.
+
+    Uses n products a kernel and keeps them, as random probes in their place would be.
+
+    Args:
+        reverse_maps: J_aᵀ, c maps of shape (p_a, n).
+    """
+
+    quantum = 1
+    stride = math.inf
+
+    def __init__(self, reverse_maps: Sequence[Map]) -> None:
+        self._maps = reverse_maps
+        self._size = reverse_maps[0].shape[1]
+        self._grams = [Grams(operator) for operator in reverse_maps]
+        self.minimum = len(reverse_maps) * self._size
+
+    def grow(self, products: int) -> None:
+        """Take columns until ``products`` have run in all."""
+        end = min(products // len(self._maps), self._size)
+        for operator, grams in zip(self._maps, self._grams, strict=True):
+            for start in range(grams.width("X"), end, _TILE):
+                stop = min(start + _TILE, end)
+                grams.append("X", operator.apply(operator.identity(start, stop)), stop - start)
+
+    def result(self) -> Moments:
+        """The exact moments; a ValueError while columns are missing."""
+        known = min(grams.width("X") for grams in self._grams)
+        if known < self._size:
+            raise ValueError(
+                f"exact metrics need all {self._size} columns, found {known}; spend {self.minimum} products"
+            )
+        kernels = np.array([grams.gram("X", "X") for grams in self._grams])
+        return Moments(np.trace(kernels, axis1=1, axis2=2), np.einsum("aij,bij->ab", kernels, kernels))

@@ -23,6 +23,8 @@ __all__ = ["STREAM", "PerSample", "PerSampleForward", "PerSampleGram", "gram_byt
 STREAM = 20
 _FORWARD_STREAM = 21
 
+# Of the probes that are drawn at once: a language model's state may have tens of millions.
+_NUMBERS = 1 << 25
 # Samples of a batch tell more of the error, but one of them may make the trace alone.
 _FIRST_LOOK = 4
 # Probes that the trace is expected to need for 1%.
@@ -88,9 +90,12 @@ class PerSample(_PerSampleTrace):
 
     def trace_run(self, samples: Samples, n: int, seed: int, epsilon: float) -> HutchinsonRun:
         """The trace alone, as a run."""
+        step = max(1, _NUMBERS // n)
 
         def draw(start: int, stop: int) -> NDArray[np.float64]:
-            return samples.squares(sphere_probes(n, start, stop, seed=seed, stream=STREAM))
+            parts = [(first, min(first + step, stop)) for first in range(start, stop, step)]
+            probes = (sphere_probes(n, *part, seed=seed, stream=STREAM) for part in parts)
+            return np.concatenate([samples.squares(some) for some in probes])
 
         return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon, first_look=_FIRST_LOOK)
 

@@ -13,7 +13,7 @@ from ntkscope.operators.space import Map
 from ntkscope.progress import ProgressListener
 from ntkscope.results import Estimate
 from ntkscope.runs.drive import Run
-from ntkscope.runs.exact import ExactFactorRun, ExactRun
+from ntkscope.runs.exact import ExactFactorRun, ExactGramRun, ExactRun
 from ntkscope.runs.gram import GramRun
 from ntkscope.runs.group import GroupRun, MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun, factor_draw, two_sided_draw
@@ -140,9 +140,10 @@ class Gram(_Products):
         return vjp_seconds(sizes, machine, 64) / 64
 
     def start(self, problem: Problem, seed: int, listener: ProgressListener) -> Start:
-        """The run."""
+        """The run, and the exact one that a large budget turns it into."""
         factors = problem.factors(self.method, "reverse mode (Jᵀz)")
-        return Start(GramRun([factor.T for factor in factors], seed=seed))
+        reverse = [factor.T for factor in factors]
+        return Start(GramRun(reverse, seed=seed), ExactGramRun(reverse))
 
 
 class HutchPlusPlus(_Products):

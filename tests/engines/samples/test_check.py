@@ -75,14 +75,14 @@ def test_coupling_is_found_in_the_last_samples(budget: int) -> None:
 # What has another gradient than its forward pass.
 
 
-class _Halved(torch.autograd.Function):
+class _Flipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient / 2
+        return gradient.flip(-1)
 
 
 def _hooked(h: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _turned(h: Tensor) -> Tensor:
     ("between", "says"),
     [
         (_turned, "has its own backward pass"),
-        (_Halved.apply, "_Halved has its own backward pass"),
+        (_Flipped.apply, "_Flipped has its own backward pass"),
         (_hooked, "has its own backward pass"),
     ],
     ids=["turned", "function", "hook"],
@@ -119,7 +119,7 @@ def test_what_has_its_own_backward_pass_is_named(
 
 
 def test_a_backward_of_its_own_that_no_gradient_passes_does_no_harm() -> None:
-    model, x = _made(lambda h: torch.tanh(h) * _Halved.apply(torch.ones(16, dtype=h.dtype)))
+    model, x = _made(lambda h: torch.tanh(h) * _Flipped.apply(torch.ones(16, dtype=h.dtype)))
     assert refusal(NTK(model, x)) == ""
 
 

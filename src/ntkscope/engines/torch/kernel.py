@@ -334,7 +334,7 @@ class TorchSamples:
 
     def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), the strata of every z_b on their spheres, to (k, B)."""
-        z = self._tensor(np.ascontiguousarray(probes.T))
+        z = self._tensor(probes.T).contiguous()
         scales = on_spheres(self.jacobian.axes.to_samples(z), self._silent)
         return np.asarray((self.jacobian.squared_norms(z) * scales).cpu().numpy(), dtype=np.float64)
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from ntkscope.interrupts import heed_interrupt
 from ntkscope.settings import DEFAULT_BUDGET
 
 __all__ = [
@@ -89,6 +90,7 @@ def _fits(work: Callable[[], None], least: str) -> bool:
     Raises:
         MemoryError: If the least work does not fit.
     """
+    heed_interrupt()
     try:
         work()
         return True

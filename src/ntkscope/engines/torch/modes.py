@@ -21,6 +21,7 @@ from ntkscope.engines.torch.compat import (
     warn_of_loops_under_vmap,
 )
 from ntkscope.errors import said
+from ntkscope.interrupts import uninterrupted
 
 __all__ = [
     "CHECK_SEED",
@@ -161,8 +162,8 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """One thread at a time, outside of inference mode, with gradients possible."""
-    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad():
+    """One thread at a time, outside of inference mode, with gradients possible; Ctrl-C waits for a pass."""
+    with _ONE_AT_A_TIME, uninterrupted(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 

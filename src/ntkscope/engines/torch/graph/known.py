@@ -61,6 +61,14 @@ class KnownTensors:
         if all(relative is not value for relative in relatives):
             relatives.append(value)
 
+    def made_by(self, function: Any, number: int) -> Tensor | None:
+        """The known tensor that is this result of a function of autograd's, or the leaf of it."""
+        leaf = getattr(function, "variable", None)
+        if leaf is not None:
+            return leaf if id(leaf) in self._nodes else None
+        made = (one for one in self._values if one.grad_fn is function and one.output_nr == number)
+        return next(made, None)
+
     def overwrite(self, value: Tensor, node: fx.Node) -> None:
         """Notes that a node computed what was written into this tensor; what shares its memory is stale."""
         relatives = self._by_memory.get(_memory(value), [])

@@ -7,6 +7,7 @@ each), and keeps operations that write in place.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from ntkscope.engines.torch.graph.known import KnownTensors, UnseenError
 from ntkscope.engines.torch.graph.operators import bound_arguments, drop_dead, is_random
 from ntkscope.engines.torch.graph.parts import read_part, write_part
 from ntkscope.engines.torch.graph.scattered import join_slices
-from ntkscope.engines.torch.history import own_backward
+from ntkscope.engines.torch.history import own_backward, source_of_own
 
 __all__ = ["Recording", "record"]
 
@@ -86,9 +87,10 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> Reco
 
 def _recorded(function: Callable[..., Tensor], arguments: Sequence[Tensor], *, whole: bool) -> Recording:
     recorder = _Recorder(arguments, whole=whole)
-    with torch.enable_grad(), before_dispatch(), recorder:
-        result = function(*arguments)
-    return recorder.finish(result)
+    with torch.enable_grad(), before_dispatch():
+        with recorder:
+            result = function(*arguments)
+        return recorder.finish(result)
 
 
 class _Recorder(PreDispatchMode):
@@ -106,6 +108,7 @@ class _Recorder(PreDispatchMode):
         self._constants = nn.Module()
         self._known = KnownTensors()
         self._varied: set[fx.Node] = set()
+        self._sloped: set[int] = set()
         for index, argument in enumerate(arguments):
             node = self._graph.placeholder(f"argument_{index}")
             self._varied.add(node)
@@ -289,7 +292,33 @@ class _Recorder(PreDispatchMode):
         self._known.remember(value, node, constant=True)
         return node
 
+    def _with_slope(self, value: Tensor) -> None:
+        """Gives what a function with a backward of its own has made the slope that it has there.
+
+        A function of the entries, one by one, as a spike or a rounding whose gradient is another function's:
+        y + s (x - x) has the value y, and the gradient s, what its backward makes of ones. Where it is no
+        such function the check of the gradients says so.
+        """
+        source = source_of_own(value)
+        if source is None or id(value) in self._sloped:
+            return
+        self._sloped.add(id(value))
+        entering = self._known.made_by(*source)
+        if entering is None or entering.shape != value.shape or entering.dtype != value.dtype:
+            return
+        slope = None
+        # Some can be run back by ``backward()`` alone, as reentrant checkpoints.
+        with contextlib.suppress(Exception), self, torch.no_grad():
+            (slope,) = torch.autograd.grad(value, entering, torch.ones_like(value), retain_graph=True)
+        if slope is None:
+            return
+        x, plain = self._node(entering), self._call_on(aten.detach.default, self._node(value))
+        none = self._make(aten.sub.Tensor, x, self._call_on(aten.detach.default, x))
+        made = self._make(aten.mul.Tensor, none, self._node(slope))
+        self._known.remember(value, self._make(aten.add.Tensor, plain, made))
+
     def _node(self, value: Tensor) -> fx.Node:
+        self._with_slope(value)
         root = self._known.root(value) if self._known.is_stale(value) else None
         if root is not None and not self._known.is_stale(root):
             # What shares its memory was written into, and it was not read since.

@@ -18,6 +18,7 @@ from torch import Tensor
 from ntkscope.engines.torch.errors import StructureError, no_structure
 from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.graph.opened import Graph
+from ntkscope.engines.torch.lengths import distance, furthest, length
 from ntkscope.engines.torch.samples.axes import SampleAxes
 from ntkscope.engines.torch.samples.double import agrees_in_double
 from ntkscope.engines.torch.samples.linearization import Linearization
@@ -107,14 +108,14 @@ class _Check:
         self._lowest = lowest_epsilon(candidate.graph, function.dtype)
         witness = function.witness()
         self._probe = axes.to_samples(witness.probe.reshape(1, -1))
-        self._states = axes.to_samples(function.state.reshape(1, -1))[0].flatten(1).double()
+        self._states = axes.to_samples(function.state.reshape(1, -1))[0].flatten(1)
         self._gradients = {
             name: torch.zeros(value.numel(), dtype=torch.float64, device=value.device)
             if (gradient := witness.gradients[name]) is None
-            else gradient.detach().reshape(-1).double()
+            else gradient.detach().reshape(-1)
             for name, value in function.parameters.items()
         }
-        self._sizes = {name: float(gradient.norm()) for name, gradient in self._gradients.items()}
+        self._sizes = {name: length(gradient) for name, gradient in self._gradients.items()}
         self._whole = math.sqrt(sum(size**2 for size in self._sizes.values()))
         self._units = (1 if is_low(self._epsilon) else _UNITS) * self._epsilon
         # Sums are accumulated in float32 at least, term by term in some of torch's backward passes.
@@ -138,13 +139,13 @@ class _Check:
             return
         part, exact = first or (range(len(found.states)), found)
         noisy = self._evaluate(self._candidate.with_noise(part), part)
-        self._compare_states(found.states, exact.states, noisy.states)
+        self._compare_states(found.states.double(), exact.states.double(), noisy.states.double())
         self._compare_gradients(found.gradients, exact.gradients, noisy.gradients, len(part))
 
     def _add(self, total: BatchGradient, linear: Linearization, part: range) -> Tensor:
         """Adds the gradients of a part, and gives its states."""
         total.add(linear.pull(self._probe[:, part.start : part.stop]))
-        return linear.state.detach().reshape(len(part), -1).double()
+        return linear.state.detach().reshape(len(part), -1)
 
     def _evaluate(self, linear: Linearization, part: range) -> _Evaluation:
         total = BatchGradient(self._candidate.graph, self._candidate.function.parameters)
@@ -152,9 +153,9 @@ class _Check:
         return _Evaluation(states, total.by_parameter())
 
     def _agrees_to_the_digit(self, found: _Evaluation) -> bool:
-        apart = float((found.states - self._states).abs().max())
-        return apart <= self._units * float(self._states.abs().max()) and all(
-            float((found.gradients[name] - own).norm()) <= self._units * self._whole + self._summed[name]
+        apart = furthest(found.states, self._states)
+        return apart <= self._units * furthest(self._states) and all(
+            distance(found.gradients[name], own) <= self._units * self._whole + self._summed[name]
             for name, own in self._gradients.items()
         )
 
@@ -162,7 +163,7 @@ class _Check:
 
     def _compare_states(self, found: Tensor, exact: Tensor, noisy: Tensor) -> None:
         apart, noise = (found - self._states).abs(), (noisy - exact).abs()
-        floor = self._units * float(self._states.abs().max())
+        floor = self._units * furthest(self._states)
         at_most = _TIMES * float(noise.max()) + floor
         # By output, over all samples: coupling moves many entries by less than rounding moves one.
         of_output = _TIMES * torch.maximum(_rms(noise), _rms(exact) * _ratio(noise, exact)) + floor
@@ -198,15 +199,15 @@ class _Check:
         noisy: Mapping[str, Tensor],
         measured: int,
     ) -> None:
-        noise = {name: float((noisy[name] - own).norm()) for name, own in exact.items()}
-        sizes = {name: float(own.norm()) for name, own in exact.items()}
+        noise = {name: distance(noisy[name], own) for name, own in exact.items()}
+        sizes = {name: length(own) for name, own in exact.items()}
         whole = math.sqrt(sum(size**2 for size in sizes.values()))
         ratio = math.sqrt(sum(size**2 for size in noise.values())) / whole if whole else 0.0
         scale = math.sqrt(self._candidate.axes.batch / measured)
         # Where rounding alone would be this much, nothing is shown.
         limit = min(0.1, 4 * self._lowest**0.5) * self._whole
         for name, own in self._gradients.items():
-            apart = float((found[name] - own).norm())
+            apart = distance(found[name], own)
             stored = self._epsilon * math.sqrt(self._uses(name)) * self._sizes[name] + self._summed[name]
             tolerance = _TIMES * scale * max(noise[name], ratio * sizes[name]) + stored
             if not apart <= max(self._units * self._whole, min(tolerance, limit)):

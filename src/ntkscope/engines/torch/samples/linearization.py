@@ -15,6 +15,7 @@ from ntkscope.engines.torch.reverse.base import OutputGradients, Reverse
 from ntkscope.engines.torch.reverse.workspace import Workspace
 from ntkscope.engines.torch.rules import Arguments
 from ntkscope.engines.torch.samples.derived import DerivedWeights
+from ntkscope.interrupts import heed_interrupt
 
 __all__ = ["Gradient", "Linearization"]
 
@@ -68,6 +69,7 @@ class Linearization:
             z: Shape (k, B, *state of one sample).
             memory: Where they may lie, until the next pass that is given the same.
         """
+        heed_interrupt()
         return self._by_group(self._reverse.of_state(z.reshape(z.shape[0], *self.state.shape), memory))
 
     def pull_pieces(
@@ -79,6 +81,7 @@ class Linearization:
             pieces: (number of the piece, its entries) for each piece; one probe an entry.
             memory: As for :meth:`pull`.
         """
+        heed_interrupt()
         return self._by_group(self._reverse.of_pieces(pieces, memory))
 
     def _by_group(self, gradients: OutputGradients) -> list[Gradient]:

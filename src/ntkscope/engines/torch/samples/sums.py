@@ -35,7 +35,7 @@ def positions_of(graph: Graph, groups: Sequence[Group]) -> dict[str, float]:
 
 
 class BatchGradient:
-    """Σ_b J_bᵀz_b for one probe, added up in float64.
+    """Σ_b J_bᵀz_b for one probe, in float64 where several are added.
 
     Args:
         graph: Whose gradients are added.
@@ -50,9 +50,9 @@ class BatchGradient:
     def add(self, gradients: Sequence[Gradient]) -> None:
         """Adds the gradients of some samples."""
         for gradient in gradients:
-            own = gradient.factor.summed()[0].double()
+            own = gradient.factor.summed()[0]
             total = self._sums.get(gradient.group)
-            self._sums[gradient.group] = own if total is None else total + own
+            self._sums[gradient.group] = own if total is None else total.double() + own
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The gradient of every parameter, flat; zero where nothing leads to it."""
@@ -61,12 +61,17 @@ class BatchGradient:
             for block, gradient in self._blocks(group, total):
                 owner = self._graph.blocks.get(block, block)
                 steps = self._graph.views.get(block, ())
-                if owner not in found:
-                    found[owner] = total.new_zeros(self._parameters[owner].numel())
-                if steps:
-                    found[owner][self._places(owner, steps)] += gradient
-                else:
-                    found[owner] += gradient
+                if not steps:
+                    # The sums stay as they are: more samples may be added to them.
+                    known = found.get(owner)
+                    found[owner] = (
+                        gradient if known is None else known.to(torch.float64, copy=True).add_(gradient)
+                    )
+                    continue
+                size = self._parameters[owner].numel()
+                whole = torch.zeros(size, dtype=torch.float64, device=gradient.device)
+                whole[self._places(owner, steps)] += gradient.double()
+                found[owner] = found[owner] + whole if owner in found else whole
         for name, value in self._parameters.items():
             found.setdefault(name, torch.zeros(value.numel(), dtype=torch.float64, device=value.device))
         return found
