@@ -132,9 +132,9 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             outputs=outputs,
             layer=layer,
             batch_dim=batch_dim,
-            memory_budget=budget,
             chunk_size=chunk_size,
             # An engine need not know of what is not asked for.
+            **({} if budget is None else {"memory_budget": budget}),
             **({} if loss is None else {"loss": loss, "reduction": reduction, "class_dim": class_dim}),
             **({} if scale is None else {"scale": scale}),
             **({} if engine == "auto" else {"engine": engine}),
