@@ -112,7 +112,9 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1]
-    assert set(re.findall(r": (\S+\.md)", navigation)) == {path.name for path in (ROOT / "docs").glob("*.md")}
+    docs = ROOT / "docs"
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    assert set(re.findall(r": (\S+\.md)", navigation)) == pages
 
 
 def test_what_is_named_is_pinned() -> None:
