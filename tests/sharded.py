@@ -123,6 +123,19 @@ def low_precision(rank: int) -> dict[str, float]:
     return measured(ntk, ntk)
 
 
+def copies(rank: int) -> dict[str, float]:
+    """Whole copies on each process, an axis of the mesh; after a forward pass that leaves all gathered."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(), 1), mesh_dim_names=("copies", "shards"))
+    model = make(0, layers=1)
+    fully_shard(model.blocks[0], mesh=mesh, reshard_after_forward=False)
+    model = fully_shard(model, mesh=mesh)
+    x = alone(rank, tokens(8))
+    with torch.no_grad():
+        model(x)
+    ntk = NTK(model, x)
+    return measured(ntk, ntk)
+
+
 def accumulation(rank: int) -> dict[str, bool]:
     """Gradients of training, those that wait to be reduced among them, are left as they are."""
     x = alone(rank, tokens(8))
@@ -208,7 +221,7 @@ SCENARIOS: dict[str, Callable[[int], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         metrics, traffic, text, not_finite, low_precision, accumulation, snapshot, refusal, shapes,
-        tensor_parallel,
+        tensor_parallel, copies,
     )
 }  # fmt: skip
 
@@ -217,7 +230,7 @@ def process(rank: int, world: int, folder: str, names: tuple[str, ...]) -> None:
     """One process: all scenarios one after the other; what they give goes into a file."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=Path(folder, "store").as_uri(), rank=rank, world_size=world)
     for name in names:
         try:
             found = SCENARIOS[name](rank)

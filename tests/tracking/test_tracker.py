@@ -177,6 +177,20 @@ def test_as_users_of_torchmetrics_expect() -> None:
     assert tracker.compute()["alignment_start"].value == 1
 
 
+def test_a_look_between_steps_is_at_the_step_that_was_counted() -> None:
+    """As in a validation loop, which may look before training does and after it."""
+    training = Training()
+    tracker = Tracker(training.model, training.inputs, every=4)
+    for _ in range(6):
+        training.step()
+        tracker.step()
+        if tracker.steps in (3, 4):
+            assert tracker.update().step == tracker.steps
+            assert tracker.update() is tracker.looks[-1]
+    assert [look.step for look in tracker.looks] == [0, 3, 4]
+    assert tracker.update().step == 6
+
+
 def test_sinks_get_every_number(tmp_path: Path) -> None:
     class Writer:
         def __init__(self) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -87,7 +86,7 @@ def analyze(
         except ValueError as error:  # coupled samples, or too little memory
             notes.append(f"what is found sample by sample is left out: {error}")
         if kernel.n <= MOST_ROWS:
-            eigenvalues = torch.linalg.eigvalsh(kernel.to_dense().double().cpu()).flip(0).numpy()
+            eigenvalues = kernel.spectrum("exact").eigenvalues
         else:
             notes.append(f"the spectrum is left out: n = {kernel.n:,} is more than {MOST_ROWS:,}")
     spent = kernel.cost

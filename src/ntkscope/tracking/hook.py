@@ -42,6 +42,7 @@ class Hook:
         device = next(model.parameters()).device
         inputs = _moved(as_inputs(self._inputs), device)
         self.tracker = Tracker(model, inputs, resume=step if goes_on else None, **self._options)
+        self.tracker.counting = True
 
     def after(self, step: int, **values: Any) -> None:
         """Tells the tracker how many optimiser steps there have been, if there are new ones."""

@@ -66,6 +66,8 @@ class Tracker:
     Attributes:
         steps: Optimiser steps so far.
         looks: All looks so far, those of a resumed run too.
+        counting: Whether something counts the steps, as ``step()`` does; where nothing does, every
+            ``update()`` is one.
 
     Raises:
         TypeError: As :class:`ntkscope.NTK`, and for an option of the wrong kind.
@@ -117,6 +119,7 @@ class Tracker:
             "by": by, "probes": probes, "seed": seed, "targets": targets is not None,
         }  # fmt: skip
         self._inputs = inputs
+        self.counting = False
         self._file: LogFile | None = None
         self._start(resume)
 
@@ -156,6 +159,7 @@ class Tracker:
         Returns:
             The look, or ``None`` where it was not time.
         """
+        self.counting = True
         self.steps += 1
         self._watched = self._watch.watched
         if not (self._is_new(self.steps) and self._schedule.due(self.steps, self._watch)):
@@ -170,15 +174,23 @@ class Tracker:
         """Looks at the kernel now, whatever the schedule says.
 
         Args:
-            step: Steps taken; those that ``step()`` counted if not given, one more than at the last look
-                where it counted none.
+            step: Steps taken; if not given, those that were counted, one more than at the last look where
+                nothing counts.
             **values: As of :meth:`step`.
+
+        Returns:
+            The look; the last one where no step was counted since.
 
         Raises:
             ValueError: As a new NTK, and if there is a look at that step or a later one already.
         """
         last = self.looks[-1].step if self.looks else -1
-        self.steps = max(self.steps, last + 1) if step is None else whole_step(step)
+        if step is not None:
+            self.steps = whole_step(step)
+        elif not self.counting:
+            self.steps = max(self.steps, last + 1)
+        elif self.steps == last:
+            return self.looks[-1]
         if not self._is_new(self.steps):
             raise ValueError(f"there is a look at step {last}, found step {self.steps}; give a later step")
         return self._look(values)

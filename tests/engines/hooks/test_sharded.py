@@ -54,6 +54,11 @@ def test_layers_spread_over_processes(found: Callable[..., Any]) -> None:
     assert found("tensor_parallel") == pytest.approx(measured(ntk, ntk), rel=1e-9)
 
 
+def test_copies_beside_shards(found: Callable[..., Any]) -> None:
+    ntk = NTK(make(0, layers=1), tokens(8))
+    assert found("copies") == pytest.approx(measured(ntk, ntk), rel=1e-9)
+
+
 def test_low_precision_is_close(found: Callable[..., Any]) -> None:
     ntk = NTK(make(0, layers=1), tokens(8))
     assert found("low_precision") == pytest.approx(measured(ntk, ntk), rel=0.05)

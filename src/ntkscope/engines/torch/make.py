@@ -11,7 +11,7 @@ from ntkscope.data import is_stream
 from ntkscope.engines.base import Engine
 from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.hooks.engine import HooksEngine
-from ntkscope.engines.torch.hooks.sharded import is_sharded
+from ntkscope.engines.torch.hooks.sharded import is_sharded, of_fully_shard
 from ntkscope.engines.torch.kernel import TorchEngine
 from ntkscope.engines.torch.memory import default_budget
 from ntkscope.engines.torch.stream.engine import StreamEngine
@@ -29,7 +29,9 @@ def make(model: nn.Module, inputs: Any, **options: Any) -> Engine:
     if options.get("memory_budget") is None:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         options["memory_budget"] = default_budget(device)
-    if options.pop("engine", "auto") == "hooks" or is_sharded(model.parameters()):
+    # After a forward pass, what fully_shard has wrapped may hold its parameters gathered.
+    in_shards = is_sharded(model.parameters()) or bool(of_fully_shard(model))
+    if options.pop("engine", "auto") == "hooks" or in_shards:
         for name in ("loss", "scale"):
             if options.pop(name, None) is not None:
                 raise ValueError(

@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ntkscope.engines.base import Machine, Sizes
 from ntkscope.engines.torch import machine
 from ntkscope.engines.torch.kernel import TorchEngine
-from ntkscope.engines.torch.losses import gradient_of_loss
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
@@ -27,11 +24,12 @@ from ntkscope.engines.torch.stream.products import StreamJacobian
 from ntkscope.engines.torch.stream.rows import StreamRows
 from ntkscope.engines.torch.stream.samples import StreamSamples
 from ntkscope.engines.torch.stream.source import Stream
+from ntkscope.engines.torch.vectors import StateVectors
 
 __all__ = ["StreamEngine"]
 
 
-class StreamEngine:
+class StreamEngine(StateVectors):
     """One torch module on data that comes batch by batch, as :class:`ntkscope.engines.base.Engine`.
 
     Args:
@@ -183,14 +181,6 @@ class StreamEngine:
             return ""
         counts = f"{len(differing):,} of {len(self.stream.batches):,} batches differ"
         return f"{counts}, the first is batch {differing[0]}"
-
-    def as_state(self, values: NDArray[np.float64]) -> Tensor:
-        """As :meth:`ntkscope.engines.base.Engine.as_state`."""
-        return torch.from_numpy(values).to(self.device, self.dtype).reshape(self.output_shape)
-
-    def state_gradient(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """As :meth:`ntkscope.engines.base.Engine.state_gradient`."""
-        return gradient_of_loss(loss, self.state)
 
     @property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.engines.base import Directions, SampleParts
-from ntkscope.engines.torch.kernel import TorchSamples
 from ntkscope.engines.torch.samples.tiles import kernel_inner_products
+from ntkscope.engines.torch.samples.traced import TorchSamples
 from ntkscope.engines.torch.stream.probed import StreamProbed
 from ntkscope.engines.torch.stream.rows import StreamRows
 from ntkscope.engines.torch.stream.source import Stream, samples_of

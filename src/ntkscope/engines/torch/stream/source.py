@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope.engines.base import Refusal
-from ntkscope.engines.torch.kernel import TorchEngine, TorchSamples
+from ntkscope.engines.torch.kernel import TorchEngine
 from ntkscope.engines.torch.samples.axes import SampleAxes
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
+from ntkscope.engines.torch.samples.traced import TorchSamples
 from ntkscope.engines.torch.stream.batches import Batches, Reader, moved
 from ntkscope.operators.ledger import Ledger
 
