@@ -14,7 +14,7 @@ from ntkscope.apps import options as opt
 from ntkscope.apps import watching
 from ntkscope.apps.failures import INTERRUPTED, OneLineErrors
 from ntkscope.files import check_distinct, check_writable, write_text
-from ntkscope.words import ALL_METRICS, METRICS, PAIR_METRICS, TITLES
+from ntkscope.words import ALL_METRICS, METRICS, PAIR_METRICS, SPECTRAL, TITLES
 
 if TYPE_CHECKING:
     from ntkscope.apps.subject import Subject
@@ -131,6 +131,7 @@ def measure(
     inputs: opt.Inputs = None,
     checkpoint: opt.Checkpoint = None,
     metrics: opt.Metrics = ALL_METRICS,
+    by: opt.By = None,
     method: opt.Method = "auto",
     products: opt.Products = None,
     rtol: opt.Rtol = None,
@@ -146,20 +147,23 @@ def measure(
     plot: opt.Plot = None,
     debug: opt.Debug = False,
 ) -> None:
-    """Measure the kernel of your own model: trace, Frobenius norm, effective rank."""
+    """Measure the kernel of your own model: trace, Frobenius norm, effective rank, eigenvalues, parts."""
     arguments = _arguments(locals())
-    from ntkscope.report import Report, measure_kernel
+    from ntkscope.apps.numbers import numbers_of_kernel
+    from ntkscope.report import Report
 
-    names = opt.parse_metrics(metrics)
+    names = opt.parse_metrics(metrics, (*METRICS, *SPECTRAL))
     opt.check_method(method, names)
+    opt.check_by(by, method, names)
     limits = _limits(products, rtol)
     _check_outputs(json, plot, {"--inputs": inputs, "--checkpoint": checkpoint})
     (kernel,) = _subject(arguments).kernels([checkpoint])
     bar = sys.stdout.isatty() and str(json) != "-"
-    numbers, _ = measure_kernel(
+    numbers = numbers_of_kernel(
         checkpoint.stem if checkpoint else factory,
         kernel,
         names,
+        by,
         method=method,
         products=products,
         seed=seed,
