@@ -18,7 +18,6 @@ from ntkscope.engines.base import LinearMap, Machine, Sizes
 from ntkscope.engines.torch.batches import difference, digest
 from ntkscope.engines.torch.hooks.axes import checked_axes
 from ntkscope.engines.torch.hooks.check import check_gradients
-from ntkscope.engines.torch.hooks.exchange import Exchange
 from ntkscope.engines.torch.hooks.gradients import Hooked
 from ntkscope.engines.torch.hooks.module import OwnPasses
 from ntkscope.engines.torch.hooks.places import find_places
@@ -26,6 +25,7 @@ from ntkscope.engines.torch.hooks.samples import NO_PRODUCTS, USE_SAMPLES, Hooke
 from ntkscope.engines.torch.hooks.sharded import data_parallel_group
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
 from ntkscope.engines.torch.modes import undisturbed
+from ntkscope.engines.torch.processes.exchange import Exchange
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.operators.ledger import Ledger
 
