@@ -49,6 +49,7 @@ class HooksEngine:
         batch_dim: The axis of the inputs that holds the samples.
         memory_budget: Bytes that one pass may take.
         chunk_size: Copies of the batch in a pass.
+        exchange: Between processes with samples of their own and copies of a plain model.
 
     Raises:
         TypeError: As :class:`ntkscope.NTK`.
@@ -66,6 +67,7 @@ class HooksEngine:
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         if is_stream(inputs):
             raise TypeError("hooks on layers measure one batch, found data that streams; pass a batch of it")
@@ -77,9 +79,11 @@ class HooksEngine:
             "batch_dim": batch_dim,
             "memory_budget": memory_budget,
             "chunk_size": chunk_size,
+            "exchange": exchange,
         }
         passes = OwnPasses(model, inputs, outputs, layer)
-        exchange = Exchange(data_parallel_group(passes.model))
+        of_shards = data_parallel_group(passes.model)
+        exchange = Exchange(of_shards) if exchange is None or of_shards is not None else exchange.again()
         problem = None
         try:
             axes, state, size = checked_axes(passes, batch_dim)

@@ -127,12 +127,21 @@ class ProbedGradients:
                     cut.add(start, offset, total)
                 yield offset, start, total.to("cpu", torch.float64).numpy()
 
+    @property
+    def probes(self) -> int:
+        """How many probes every sample has."""
+        return self._probes
+
+    def factors(self) -> list[Factor]:
+        """The gradients of every parameter group."""
+        ((_, factors),) = self._parts
+        return list(factors.values())
+
     def cuts(self, order: NDArray[np.int64], block: int) -> list[Rows | Sides]:
         """The gradients of every parameter group in blocks of so many samples, in an order."""
-        ((_, factors),) = self._parts
-        first = next(iter(factors.values()), None)
-        index = torch.as_tensor(order, device=None if first is None else first.device)
-        return [cut_factor(factor, index, block) for factor in factors.values()]
+        factors = self.factors()
+        index = torch.as_tensor(order, device=factors[0].device if factors else None)
+        return [cut_factor(factor, index, block) for factor in factors]
 
 
 def partners(batch: int) -> int:
