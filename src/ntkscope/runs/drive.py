@@ -166,7 +166,8 @@ def drive(
             return _finish(exact, progress)
         # Half of what exact costs without meeting the tolerance: the other half would not either.
         limit = max(run.minimum, exact.minimum // 2)
-    deadline = math.inf if options.seconds is None else clock() + options.seconds
+    start = clock()
+    deadline = agreed(math.inf if options.seconds is None else start + options.seconds)
     budget = _Budget(options.products, options.tolerance, options.atol, limit, deadline)
     ending = _grow(run, budget, progress, clock)
     affordable = options.max_products is None or (exact is not None and exact.minimum <= options.max_products)

@@ -23,27 +23,6 @@ __all__ = ["Part", "Places", "SpreadMap"]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """This process's rows of a block over the state of all samples."""
-
-    rows: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows of this process, columns)."""
-        return tuple(self.rows.shape)
-
-    def __add__(self, other: Part) -> Part:
-        return Part(self.rows + other.rows)
-
-    def __sub__(self, other: Part) -> Part:
-        return Part(self.rows - other.rows)
-
-    def __mul__(self, factor: float) -> Part:
-        return Part(self.rows * factor)
-
-
-@dataclass(frozen=True, eq=False)
 class Places:
     """Where the states of the processes stand in the state of all samples.
 
@@ -65,6 +44,10 @@ class Places:
         """This process's rows of a block over all of the state, (n, ...)."""
         return block[self.own.to(block.device)]
 
+    def part(self, block: Tensor) -> Part:
+        """This process's part of a block over all of the state."""
+        return Part(self.cut(block), self)
+
     def joined(self, rows: Tensor) -> Tensor:
         """All of the block of which each process has its rows."""
         found = self.exchange.pieces(rows, [len(part) for part in self.parts])
@@ -72,6 +55,32 @@ class Places:
         for places, piece in zip(self.parts, found, strict=True):
             whole[places.to(rows.device)] = piece
         return whole
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """This process's rows of a block over the state of all samples."""
+
+    rows: Tensor
+    places: Places
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows of this process, columns)."""
+        return tuple(self.rows.shape)
+
+    def __add__(self, other: Part) -> Part:
+        return Part(self.rows + other.rows, self.places)
+
+    def __sub__(self, other: Part) -> Part:
+        return Part(self.rows - other.rows, self.places)
+
+    def __mul__(self, factor: Any) -> Part:
+        return Part(self.rows * factor, self.places)
+
+    def through_whole(self, change: Callable[[Tensor], Tensor]) -> Part:
+        """The part of a changed block, (n, k) to (n, k), which every process has whole meanwhile."""
+        return self.places.part(change(self.places.joined(self.rows)))
 
 
 class SpreadMap(ArrayBlocks):
@@ -110,13 +119,13 @@ class SpreadMap(ArrayBlocks):
         own = self._places.own.numpy()
         kept = [column[own, 0] if self._takes else column[:, 0] for column in columns]
         block = torch.from_numpy(np.stack(kept)).to(device=self._device, dtype=self._dtype).T
-        return Part(block) if self._takes else block
+        return Part(block, self._places) if self._takes else block
 
     def identity(self, start: int, stop: int) -> Part | Tensor:
         """Columns of the identity; of those of the state this process's rows."""
         rows = self._places.own if self._takes else torch.arange(self.shape[1])
         block = (rows[:, None] == torch.arange(start, stop)).to(self._device, self._dtype)
-        return Part(block) if self._takes else block
+        return Part(block, self._places) if self._takes else block
 
     def apply(self, block: Any) -> Any:
         """The products with every column."""
@@ -126,7 +135,8 @@ class SpreadMap(ArrayBlocks):
         rows = self._pulled(block.rows.T.to(dtype)) if self._takes else block.T.to(dtype)
         if not self._gives:
             return rows.to(self._dtype).T
-        return Part(self._exchange.run(lambda: self._jacobian.jvp(rows)).to(self._dtype).T)
+        pushed = self._exchange.run(lambda: self._jacobian.jvp(rows))
+        return Part(pushed.to(self._dtype).T, self._places)
 
     def _pulled(self, z: Tensor) -> Tensor:
         """Jᵀz for every row of z, a sum over processes."""
@@ -160,13 +170,13 @@ class SpreadMap(ArrayBlocks):
     def combine(self, x: Any, coefficients: Small) -> Any:
         """X @ C, of each process its own rows."""
         if isinstance(x, Part):
-            return Part(super().combine(x.rows, coefficients))
+            return Part(super().combine(x.rows, coefficients), self._places)
         return super().combine(x, coefficients)
 
     def concat(self, blocks: list[Any]) -> Any:
         """The blocks side by side."""
         if isinstance(blocks[0], Part):
-            return Part(super().concat([block.rows for block in blocks]))
+            return Part(super().concat([block.rows for block in blocks]), self._places)
         return super().concat(blocks)
 
     def __matmul__(self, v: Any) -> Any:
@@ -184,7 +194,7 @@ class SpreadMap(ArrayBlocks):
                 f"since {'n' if self._takes else 'p'}={size}; found shape {tuple(block.shape)}"
             )
         given = block.reshape(size, -1).to(self._device, self._dtype)
-        product = self.apply(Part(self._places.cut(given)) if self._takes else given)
+        product = self.apply(self._places.part(given) if self._takes else given)
         result = self._places.joined(product.rows) if self._gives else product
         result = (result[:, 0] if block.dim() == 1 else result).detach()
         return result.cpu().numpy() if from_numpy else result.to(self._jacobian.function.dtype)
