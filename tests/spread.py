@@ -17,7 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ntkscope import NTK
 
-__all__ = ["SCENARIOS", "ask", "process"]
+__all__ = ["METHODS", "PROBES", "SCENARIOS", "ask", "process"]
+
+#: Probes of every sample in the run whose bytes are counted.
+PROBES = 4
 
 METHODS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -181,6 +184,17 @@ def hooks(rank: int) -> dict[str, float]:
     return {key: e.value for key, e in ntk.measure(method="per-sample", products=6).rows()}
 
 
+def traffic(rank: int) -> dict[str, float]:
+    """Bytes that come here for a norm from a few probes, and for products."""
+    ntk = NTK(mlp(0), share(batch(12, 6), rank), group=group())
+    exchange = ntk.engine._exchange  # type: ignore[attr-defined]
+    before = exchange.received
+    ntk.frobenius_norm("per-sample", products=PROBES)
+    between = exchange.received
+    ntk.vjp(np.ones((ntk.n, 5), dtype=np.float32))
+    return {"gram": between - before, "vjps": exchange.received - between}
+
+
 def others(rank: int) -> dict[str, float]:
     """Another batch of the same model."""
     first, _ = _pair("mlp", rank)
@@ -220,7 +234,7 @@ def errors(rank: int) -> dict[str, str]:
 
 SCENARIOS: dict[str, Callable[[int], dict[str, Any]]] = {
     **{name: _metrics(name) for name in ("mlp", "recurrent", "convolution", "words")},
-    **{f.__name__: f for f in (traces, tolerances, out_of_time, verbs, hooks, others, errors)},
+    **{f.__name__: f for f in (traces, tolerances, out_of_time, verbs, hooks, others, errors, traffic)},
 }
 
 

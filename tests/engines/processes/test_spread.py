@@ -12,14 +12,14 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from spread import METHODS, SCENARIOS, ask, process
+from spread import METHODS, PROBES, SCENARIOS, ask, process
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
 )
 
 #: What several processes refuse is asked of two of them.
-EVERYWHERE = tuple(name for name in SCENARIOS if name != "errors")
+EVERYWHERE = tuple(name for name in SCENARIOS if name not in ("errors", "traffic"))
 
 Look = Callable[..., dict[str, Any]]
 
@@ -33,7 +33,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> Look:
     """The errors of two processes."""
-    return _look(2, ("errors",), tmp_path_factory)
+    return _look(2, ("errors", "traffic"), tmp_path_factory)
 
 
 def _look(world: int, names: tuple[str, ...], folders: pytest.TempPathFactory) -> Look:
@@ -117,3 +117,16 @@ def test_what_is_refused_is_refused_on_every_process(refused: Look, name: str, w
 
 def test_groups_are_named_by_their_own_names(refused: Look) -> None:
     assert "'world'" in refused("errors", 0)["group"]
+
+
+def test_what_moves_is_what_the_docs_say(refused: Look) -> None:
+    world, batch, layers, number = 2, 6, [(6, 9), (9, 8), (8, 3)], 4
+    found = refused("traffic", 0)
+    parameters = sum((i + 1) * o for i, o in layers)
+    assert found["vjps"] == 2 * (world - 1) / world * number * 5 * parameters
+    deltas = sum(PROBES * o / world for _, o in layers)
+    features = sum(i + 1 for i, _ in layers)
+    factors = (world - 1) * number * batch * (deltas + features)
+    # All pairs of 12 samples.
+    pairs = 2 * (world - 1) / world * number * (world * batch * PROBES) ** 2
+    assert found["gram"] == pytest.approx(factors + pairs, rel=0.1)

@@ -24,8 +24,8 @@ from ntkscope.engines.torch.hooks.places import find_places
 from ntkscope.engines.torch.hooks.samples import NO_PRODUCTS, USE_SAMPLES, HookedSamples
 from ntkscope.engines.torch.hooks.sharded import data_parallel_group
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
-from ntkscope.engines.torch.modes import undisturbed
 from ntkscope.engines.torch.processes.exchange import Exchange
+from ntkscope.engines.torch.processes.session import session_of
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.operators.ledger import Ledger
 
@@ -150,8 +150,8 @@ class HooksEngine:
         return self.hooked.device
 
     def session(self) -> AbstractContextManager[None]:
-        """One thread at a time, outside of inference mode."""
-        return undisturbed()
+        """One thread at a time, outside of inference mode; rank 0 decides when all stop."""
+        return session_of(self.hooked.exchange)
 
     @property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from ntkscope.engines.base import Machine, Refusal, Sizes
 from ntkscope.engines.torch.batches import difference
 from ntkscope.engines.torch.kernel import TorchEngine
-from ntkscope.engines.torch.modes import undisturbed
 from ntkscope.engines.torch.processes.exchange import Exchange
 from ntkscope.engines.torch.processes.maps import Places, SpreadMap
 from ntkscope.engines.torch.processes.rows import spread_dense
 from ntkscope.engines.torch.processes.samples import SpreadSamples
+from ntkscope.engines.torch.processes.session import session_of
 from ntkscope.engines.torch.samples.tiles import SampleRows, check_range
 from ntkscope.engines.torch.samples.traced import TorchSamples
 from ntkscope.engines.torch.vectors import StateVectors
-from ntkscope.runs.together import deciding_together
 
 __all__ = ["SpreadEngine"]
 
@@ -147,14 +146,7 @@ class SpreadEngine(StateVectors):
 
     def session(self) -> AbstractContextManager[None]:
         """One thread at a time, outside of inference mode; rank 0 decides when all stop."""
-        return self._session()
-
-    @contextmanager
-    def _session(self) -> Any:
-        with ExitStack() as stack:
-            stack.enter_context(undisturbed())
-            stack.enter_context(deciding_together(self._exchange.first))
-            yield
+        return session_of(self._exchange)
 
     # What an engine offers.
 

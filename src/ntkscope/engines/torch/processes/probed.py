@@ -83,11 +83,18 @@ class SpreadProbes:
         index = torch.as_tensor(order, device=device)
         cuts = [cut_factor(factor, index, block) for factor in self._share()]
         step = max(1, room // (block * probes) ** 2)
+        dtype = self._wide(cuts)
         for offset in offsets:
             for start in range(0, blocks, step):
                 shape = (min(step, blocks - start), block, probes, block, probes)
-                total = exchange.sum(_tile(cuts, start, offset, shape, device))
-                yield offset, start, np.asarray(total.cpu().numpy())
+                total = exchange.sum(_tile(cuts, start, offset, shape, device, dtype))
+                yield offset, start, total.to("cpu", torch.float64).numpy()
+
+    def _wide(self, cuts: Sequence[Rows | Sides]) -> torch.dtype:
+        """In which all processes add up: float64 where one of them has gradients in that."""
+        values = [cut.values if isinstance(cut, Rows) else cut.delta for cut in cuts]
+        own = any(value.dtype == torch.float64 for value in values)
+        return torch.float64 if any(self._places.exchange.objects(own)) else torch.float32
 
     def _share(self) -> list[Factor]:
         """This process's share of the parameters, with all samples' gradients in it."""
@@ -129,13 +136,21 @@ def _slices(factor: Factor, world: int) -> list[tuple[int, Factor]]:
 
 
 def _tile(
-    cuts: Sequence[Rows | Sides], start: int, offset: int, shape: tuple[int, ...], device: torch.device
+    cuts: Sequence[Rows | Sides],
+    start: int,
+    offset: int,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Inner products of blocks within this process's share, in float64."""
-    total = torch.zeros(shape, dtype=torch.float64, device=device)
+    """Inner products of blocks within this process's share."""
+    total = torch.zeros(shape, dtype=dtype, device=device)
     for cut in cuts:
         values = cut.values if isinstance(cut, Rows) else cut.delta
-        part = widened(torch.zeros(shape, dtype=values.dtype, device=device))
+        if widened(values).dtype == dtype:
+            cut.add(start, offset, total)
+            continue
+        part = torch.zeros(shape, dtype=widened(values).dtype, device=device)
         cut.add(start, offset, part)
         total += part
     return total

@@ -185,8 +185,14 @@ def _around(x: Tensor, start: int, count: int) -> Tensor:
 
 
 def _products(x: Tensor, start: int, count: int, offset: int) -> Tensor:
-    """Of so many blocks with those at an offset from them."""
-    return x[start : start + count] @ _around(x, start + offset, count).mT
+    """Of so many blocks with those at an offset from them; after the last block comes the first."""
+    other = (start + offset) % len(x)
+    ahead = min(count, len(x) - other)
+    products = x[start : start + ahead] @ x[other : other + ahead].mT
+    if ahead == count:
+        return products
+    # The blocks themselves are larger than their products, and stay where they are.
+    return torch.cat([products, x[start + ahead : start + count] @ x[: count - ahead].mT])
 
 
 @dataclass(frozen=True)
