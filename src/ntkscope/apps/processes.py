@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from os import _exit as end_at_once
 from types import FrameType
 from typing import Any
 
@@ -79,7 +80,7 @@ def leave(code: int) -> None:
     if several() and code:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        end_at_once(code)
 
 
 def join(device: Any) -> str | None:
