@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # Seconds in which a launcher ends all processes when one has failed.
-_PATIENCE = 1.0
+_PATIENCE = 10.0
 
 
 def several() -> bool:
