@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ntkscope.apps.processes import EndedError, is_said_elsewhere, leave, speaking_once
+from ntkscope.apps.processes import EndedError, is_early, is_said_elsewhere, leave, speaking_once
 from ntkscope.errors import ProcessLostError, words_of_the_terminal
 
 __all__ = ["FAILED", "INTERRUPTED", "OneLineErrors"]
@@ -39,7 +39,8 @@ class OneLineErrors(TyperGroup):
                 _complain(_message(error))
         except EndedError as error:
             code = FAILED
-            _complain(str(error))
+            if not is_early():
+                _complain(str(error))
         if code == INTERRUPTED:
             _complain("interrupted")
         status = code if isinstance(code, int) else 0

@@ -15,6 +15,7 @@ from typing import Any
 
 __all__ = [
     "EndedError",
+    "is_early",
     "is_first",
     "is_said_elsewhere",
     "join",
@@ -54,15 +55,26 @@ def speaking_once() -> Iterator[None]:
         if not is_first():
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         yield
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_initialized():
+    distributed = _joined()
+    if distributed is not None:
         distributed.destroy_process_group()
+
+
+def _joined() -> Any:
+    """torch.distributed, once the processes have met."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed is not None and distributed.is_initialized() else None
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     raise EndedError(f"process {rank} of {world} was ended, since another one has ended or failed")
+
+
+def is_early() -> bool:
+    """Whether the processes have not met yet: one that fails by then says why itself."""
+    return _joined() is None
 
 
 def is_said_elsewhere() -> bool:
