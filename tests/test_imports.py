@@ -19,6 +19,7 @@ ROOT = Path(ntkscope.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "results", "words"},
     {"settings", "files", "data", "interrupts"},
+    {"journal"},
     {"operators", "progress"},
     {"runs"},
     {"metrics", "engines"},

@@ -356,6 +356,6 @@ def measure_all(
         raise ValueError("measure_all needs at least one kernel, found none; pass a list of NTKs")
     given, names = named_kernels(kernels)
     checked = [checked_other(given[0], kernel) for kernel in given]
-    chosen = options_of(options, products, seed, limits)
+    chosen = options_of(options, products, seed, limits, keeps=True)
     found = measure.measure_all(checked, measure.check_metrics(metrics), method, chosen)
     return found.named(names)

@@ -21,6 +21,9 @@ needs_gloo = pytest.mark.skipif(
 )
 
 FACTORY = """
+import os
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -32,6 +35,7 @@ def make():
 
 def large():
     torch.manual_seed(0)
+    Path("begun" + os.environ["RANK"]).touch()
     widths = (64, 1500, 1500, 1500, 10)
     layers = [x for a, b in zip(widths, widths[1:]) for x in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1]), torch.randn(3000, 64)
@@ -129,7 +133,10 @@ def test_a_killed_process_ends_the_other(tmp_path: Path, moment: int) -> None:
             stdout=out,
             stderr=out,
         )
-        time.sleep(6 + 0.7 * moment)
+        while not all((tmp_path / f"begun{rank}").exists() for rank in range(2)):
+            assert run.poll() is None
+            time.sleep(0.1)
+        time.sleep(1 + 0.5 * moment)
         children = subprocess.run(
             ["pgrep", "-P", str(run.pid), "-f", "ntkscope measure"],
             capture_output=True,
@@ -142,4 +149,4 @@ def test_a_killed_process_ends_the_other(tmp_path: Path, moment: int) -> None:
     assert len(said) == 1
     assert "another one has ended or failed" in said[0] or "has lost another one" in said[0]
     files = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert files == {"log.txt", "spreadfactory.py"}
+    assert files == {"log.txt", "spreadfactory.py", "begun0", "begun1"}

@@ -57,6 +57,9 @@ class TorchEngine(StateVectors):
         ValueError: As :class:`ntkscope.NTK`.
     """
 
+    #: Whether a run may be kept in a file, and gone on with.
+    keeps_work = True
+
     def __init__(
         self,
         model: nn.Module,

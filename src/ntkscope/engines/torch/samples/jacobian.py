@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
@@ -28,6 +29,7 @@ from ntkscope.engines.torch.reverse.workspace import Workspace
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes
 from ntkscope.engines.torch.samples.check import Candidate, ValuesError, check_structure
 from ntkscope.engines.torch.samples.derived import derived_weights
+from ntkscope.engines.torch.samples.kept import KeptSums
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.samples.rounding import linearize_with_noise
 from ntkscope.engines.torch.state import StateFunction
@@ -259,21 +261,30 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self.portioned(lambda: self._frobenius_squared(progress), self.outputs)
+        sums = KeptSums("exact squares", self.batch)
+        return self.portioned(lambda: self._frobenius_squared(progress, sums), self.outputs)
 
-    def _frobenius_squared(self, progress: Callable[[int, int], None] | None) -> Tensor:
+    def _frobenius_squared(self, progress: Callable[[int, int], None] | None, sums: KeptSums) -> Tensor:
         done = 0
-        out = torch.zeros(self.batch, dtype=torch.float64, device=self.function.device)
-        samples, probes = self._portions.of(self.outputs)
+        device = self.function.device
+        (samples, probes), start, known = sums.begin(self._portions.of(self.outputs))
+        out = torch.from_numpy(known).to(device)
+        numbers = itertools.count()
         for part, linear in self.linearizations(samples):
             for job in jobs(self.graph.pieces, probes):
+                number = next(numbers)
+                if number < start:
+                    done += sum(len(entries) for _, entries in job) * len(part)
+                    continue
                 for gradient in linear.pull_pieces(job, self._workspace):
                     norms = gradient.factor.squared_norms()
                     out[part.start : part.stop] += norms.sum(0, dtype=torch.float64)
                 done += sum(len(entries) for _, entries in job) * len(part)
+                sums.keep(number + 1, out)
                 if progress is not None:
                     progress(done, self.outputs * self.batch)
         self.ledger.add(vjps=self.outputs)
+        sums.keep(next(numbers), out, last=True)
         return out
 
     def _release(self) -> None:

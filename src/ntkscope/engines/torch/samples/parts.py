@@ -17,6 +17,7 @@ from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.graph.groups import Group, group_shape
 from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.samples.grams import Outputs
+from ntkscope.engines.torch.samples.inner_products import kernel_inner_products
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian, jobs
 from ntkscope.engines.torch.samples.linearization import Gradient
 from ntkscope.engines.torch.samples.probed import ProbedGradients
@@ -25,7 +26,6 @@ from ntkscope.engines.torch.samples.tiles import (
     BlockSource,
     RowBlock,
     SampleRows,
-    kernel_inner_products,
 )
 from ntkscope.operators.space import Small
 
