@@ -162,6 +162,20 @@ def test_layers_add_up() -> None:
     assert parts.frobenius_norm().value == pytest.approx(whole.frobenius_norm().value, rel=1e-9)
 
 
+@pytest.mark.parametrize("keep", ["batch", "unit", "place"])
+@pytest.mark.parametrize("method", ["exact", "reverse"])
+def test_partial_traces_are_those_of_tracing(keep: str, method: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x = torch.randn(3, 3, 4, dtype=torch.float64)
+    options: dict[str, Any] = {} if method == "exact" else {"products": 40}
+    names = ("batch", "place", "unit")
+    ours, theirs = (
+        ntk.partial_trace(keep, names, method, **options) for ntk in (hooked(model, x), NTK(model, x))
+    )
+    assert ours.values == pytest.approx(theirs.values, rel=1e-9, abs=1e-9)
+
+
 # The state of things.
 
 

@@ -30,8 +30,6 @@ NO_PRODUCTS = "hooks on layers give gradients of samples, and no products with t
 #: The same with the remedy.
 USE_SAMPLES = f"{NO_PRODUCTS}; use method='exact' or 'per-sample'"
 
-_NO_PARTS = "partial traces are not there where hooks on layers measure; pass a model that can be traced"
-
 
 class HookedSamples:
     """The Jacobian of every sample, as :class:`ntkscope.engines.base.Samples` describes it.
@@ -166,6 +164,36 @@ class HookedSamples:
         """As :meth:`ntkscope.engines.base.Samples.probed`."""
         return HookedProbes(self.hooked, self.at_once, self.ledger)
 
+    # In parts.
+
+    def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
+        """As :meth:`ntkscope.engines.base.Samples.grams`."""
+        hooked = self.hooked
+        z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(probes.T))).to(hooked.device, hooked.dtype)
+        return np.stack([_parts(self._pairs(part), across) for part in z.split(rows)])
+
+    def output_grams(
+        self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
+    ) -> Small:
+        """As :meth:`ntkscope.engines.base.Samples.output_grams`."""
+        total: Small = np.zeros(())
+        for column in range(outputs.shape[1]):
+            z = self._one_hot([int(output) for output in outputs[:, column]])
+            total = total + _parts(self._pairs(z), across)
+            report(column + 1, outputs.shape[1])
+        return total
+
+    def _pairs(self, z: Tensor) -> Tensor:
+        """Inner products of all pairs of probes and samples, (k, B, k, B), on every process."""
+        probes = len(z)
+        total = torch.zeros(probes, self.batch, probes, self.batch, dtype=torch.float64, device=z.device)
+        for meeting in meetings(probes, self.at_once):
+            tile = self.hooked.exchange.sum(self._tile(z[meeting.probes]))
+            for row, i in enumerate(meeting.probes):
+                total[i][:, meeting.probes] = tile[row]
+            self.ledger.add(vjps=len(meeting.probes))
+        return total
+
     # What hooks do not give.
 
     def forward_squares(self, count: int, directions: Directions) -> Small:
@@ -187,19 +215,9 @@ class HookedSamples:
             "splits are not there where hooks on layers measure; pass a model that can be traced"
         )
 
-    def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
-        """None, by hooks."""
-        raise ValueError(_NO_PARTS)
-
-    def output_grams(
-        self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
-    ) -> Small:
-        """None, by hooks."""
-        raise ValueError(_NO_PARTS)
-
     def forward(self, count: int, directions: Directions) -> Small:
-        """None, by hooks."""
-        raise ValueError(_NO_PARTS)
+        """As :meth:`forward_squares`."""
+        raise NotImplementedError(USE_SAMPLES)
 
     def is_comparable(self, other: Any) -> bool:
         """Whether the other's samples lie along the same axes of the state, on the same processes."""
@@ -222,3 +240,8 @@ class HookedSamples:
         if hooked.exchange.size > 1:
             words += f", on {hooked.exchange.size:,} processes with {hooked.batch:,} samples here"
         return words
+
+
+def _parts(pairs: Tensor, across: bool) -> Small:
+    """Inner products of pairs with samples as rows, or summed over samples."""
+    return np.asarray((pairs if across else torch.einsum("ibjb->ij", pairs)).cpu().numpy())
