@@ -114,7 +114,8 @@ def not_finite(rank: int) -> dict[str, str]:
 def text(rank: int) -> dict[str, str]:
     """What is said of it."""
     ntk = NTK(sharded(0, layers=1), alone(rank, tokens(8)))
-    return {"repr": repr(ntk), "samples": ntk.engine.samples().describe()}  # type: ignore[union-attr]
+    plan = ntk.plan("measure")
+    return {"plan": str(plan), "repr": repr(ntk), "samples": ntk.engine.samples().describe()}  # type: ignore[union-attr]
 
 
 def low_precision(rank: int) -> dict[str, float]:

@@ -85,7 +85,8 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             J√D everywhere then, and no layer rule applies.
         engine: ``"hooks"``: the model is not traced, its own forward and ``backward()`` run with hooks on
             its layers, one pass for all probes. ``"auto"``: that where parameters are sharded
-            (``fully_shard``, DTensor), of which every process brings its own samples; else by tracing.
+            (``fully_shard``, DTensor), of which every process brings its own samples; else by tracing,
+            with hooks in place of what cannot be traced.
 
     Attributes:
         engine: What knows the model's framework; see :class:`ntkscope.engines.base.Engine`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from gpt import make, tokens
 from ntkscope import NTK
 from ntkscope.engines.torch.gradients.factors import Outer
+from ntkscope.engines.torch.hooks.gradients import Hooked
 from ntkscope.engines.torch.hooks.places import codes
 from ntkscope.engines.torch.hooks.products import meetings
 from ntkscope.engines.torch.hooks.taps import Place
@@ -153,6 +155,26 @@ def test_inputs_are_not_kept_beside_a_checkpoint() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         plain.trace("per-sample", products=2)
     assert with_checkpoints < sum(kept) / 3
+
+
+def test_factors_are_let_go_when_they_are_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = make(layers=3), tokens(4)
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    ntk = hooked(model, x)
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    factors = Hooked.factors
+
+    def watched(self: Hooked, name: str, *sides: Tensor) -> Any:
+        alive.append(sum(one() is not None for one in made))
+        found = factors(self, name, *sides)
+        made.extend(map(weakref.ref, found.values()))
+        return found
+
+    monkeypatch.setattr(Hooked, "factors", watched)
+    ntk.frobenius_norm("per-sample", products=3)
+    assert len(made) > 20
+    assert max(alive) == 0
 
 
 def test_layers_add_up() -> None:

@@ -95,7 +95,7 @@ class Exchange:
             return x
         sent, shape = self._sent(x, axis)
         found = [torch.empty_like(sent) for _ in range(self.size)] if rank == self.rank else None
-        dist.gather(sent, found, group=self._group, group_dst=rank)
+        dist.gather(sent, found, dst=dist.get_global_rank(self._group, rank), group=self._group)
         if found is None:
             return None
         self.received += (self.size - 1) * len(sent)

@@ -17,11 +17,12 @@ from ntkscope.engines.torch.gradients.factors import Factor
 from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.hooks.gradients import Group, Hooked
 from ntkscope.engines.torch.hooks.products import gathered, meetings
+from ntkscope.engines.torch.hooks.shares import Shares, Whole
 from ntkscope.engines.torch.samples.probed import cut_factor, partners
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
-__all__ = ["HookedProbes"]
+__all__ = ["HookedProbes", "RingPlaces"]
 
 
 class HookedProbes:
@@ -91,55 +92,58 @@ class HookedProbes:
         signs = np.concatenate(self._signs, axis=1)
         blocks, probes = -(-self.batch // block), signs.shape[1]
         step = max(1, room // (block * probes) ** 2)
-        totals = self._totals(signs, _Ring(order, block, tuple(offsets), blocks, step))
+        totals = self.totals(signs, RingPlaces(order, block, tuple(offsets), blocks, step))
         for place, offset in enumerate(offsets):
             for start in range(0, blocks, step):
                 yield offset, start, totals[place, start : start + step].copy()
 
-    def _totals(self, signs: NDArray[Any], ring: _Ring) -> Small:
+    def totals(self, signs: NDArray[Any], ring: RingPlaces) -> Small:
         """All of them, shape (offsets, blocks, q, k, q, k)."""
-        hooked, exchange = self._hooked, self._hooked.exchange
+        return self.totals_of(Whole(), signs, ring)[0]
+
+    def totals_of(self, shares: Shares, signs: NDArray[Any], ring: RingPlaces) -> Small:
+        """Those of L parts from the same passes: shape (L, offsets, blocks, q, k, q, k)."""
+        hooked = self._hooked
         z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(signs.T))).to(hooked.device, hooked.dtype)
         probes = len(z)
-        shape = (len(ring.offsets), ring.blocks, ring.block, probes, ring.block, probes)
+        shape = (
+            shares.count, len(ring.offsets), ring.blocks, ring.block, probes, ring.block, probes
+        )  # fmt: skip
         totals = torch.zeros(shape, dtype=torch.float64, device=hooked.device)
         for meeting in meetings(probes, self._at_once):
-            found = self._of_pass(z[meeting.probes], ring)
+            found = self._of_pass(shares, z[meeting.probes], ring)
             # One after the other, so that a pair that meets again is written again, not added.
             for row, i in enumerate(meeting.probes):
-                totals[:, :, :, i, :, meeting.probes] = found[:, :, :, row]
+                totals[:, :, :, :, i, :, meeting.probes] = found[:, :, :, :, row]
             self._ledger.add(vjps=len(meeting.probes))
-        return np.asarray(exchange.sum(totals).cpu().numpy())
+        return np.asarray(hooked.exchange.sum(totals).cpu().numpy())
 
-    def _of_pass(self, z: Tensor, ring: _Ring) -> Tensor:
+    def _of_pass(self, shares: Shares, z: Tensor, ring: RingPlaces) -> Tensor:
         """Those of the probes of one pass, of this process's layers."""
         hooked = self._hooked
         shape = (ring.block, len(z), ring.block, len(z))
-        totals = torch.zeros(
-            len(ring.offsets), ring.blocks, *shape, dtype=torch.float64, device=hooked.device
-        )
+        lead = (shares.count, len(ring.offsets), ring.blocks)
+        totals = torch.zeros(*lead, *shape, dtype=torch.float64, device=hooked.device)
         index = torch.as_tensor(ring.order, device=hooked.device)
 
         def consume(group: Group, factor: Factor) -> None:
             whole = gathered(hooked.exchange, hooked.owners[group], factor)
-            if whole is None:
-                return
-            whole = whole.settled(partners(self.batch))
-            cut = cut_factor(whole, index, ring.block)
-            dtype = widened(torch.zeros((), dtype=whole.dtype)).dtype
-            for place, offset in enumerate(ring.offsets):
-                for start in range(0, ring.blocks, ring.step):
-                    stop = min(start + ring.step, ring.blocks)
-                    part = torch.zeros(stop - start, *shape, dtype=dtype, device=hooked.device)
-                    cut.add(start, offset, part)
-                    totals[place, start:stop] += part
+            for number, own in [] if whole is None else shares.of(group, whole):
+                cut = cut_factor(own.settled(partners(self.batch)), index, ring.block)
+                dtype = widened(torch.zeros((), dtype=own.dtype)).dtype
+                for place, offset in enumerate(ring.offsets):
+                    for start in range(0, ring.blocks, ring.step):
+                        stop = min(start + ring.step, ring.blocks)
+                        part = torch.zeros(stop - start, *shape, dtype=dtype, device=hooked.device)
+                        cut.add(start, offset, part)
+                        totals[number, place, start:stop] += part
 
         hooked.pull(z, consume, self._only)
         return totals
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ring:
+class RingPlaces:
     """Which pairs of blocks are multiplied.
 
     Attributes:
