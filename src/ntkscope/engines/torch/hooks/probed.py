@@ -41,13 +41,13 @@ class HookedProbes:
     def __init__(
         self, hooked: Hooked, at_once: int, ledger: Ledger, only: frozenset[Group] | None = None
     ) -> None:
-        self._hooked, self._at_once, self._ledger, self._only = hooked, at_once, ledger, only
+        self.hooked, self.at_once, self.ledger, self._only = hooked, at_once, ledger, only
         self._signs: list[NDArray[Any]] = []
 
     @property
     def batch(self) -> int:
         """B, the number of samples of all processes."""
-        return self._hooked.exchange.batch
+        return self.hooked.exchange.batch
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -57,12 +57,12 @@ class HookedProbes:
     @property
     def size(self) -> int:
         """N, the size of the state."""
-        return self.batch * self._hooked.outputs
+        return self.batch * self.hooked.outputs
 
     @property
     def epsilon(self) -> float:
         """Relative rounding error of the products."""
-        return float(torch.finfo(self._hooked.dtype).eps)
+        return float(torch.finfo(self.hooked.dtype).eps)
 
     def add(self, signs: NDArray[Any]) -> None:
         """More probes, of shape (n, k)."""
@@ -71,12 +71,12 @@ class HookedProbes:
     def by_layer(self) -> dict[str, HookedProbes]:
         """The same of each module's own parameters; each runs the passes for itself."""
         layers: dict[str, set[Group]] = defaultdict(set)
-        for group in self._hooked.uses:
+        for group in self.hooked.uses:
             layers[layer_of(group[0])].add(group)
-        place = list(self._hooked.passes.parameters)
+        place = list(self.hooked.passes.parameters)
         found = {}
         for name in sorted(layers, key=lambda name: min(place.index(group[0]) for group in layers[name])):
-            twin = HookedProbes(self._hooked, self._at_once, self._ledger, frozenset(layers[name]))
+            twin = HookedProbes(self.hooked, self.at_once, self.ledger, frozenset(layers[name]))
             twin._signs = list(self._signs)
             found[name] = twin
         return found
@@ -103,24 +103,24 @@ class HookedProbes:
 
     def totals_of(self, shares: Shares, signs: NDArray[Any], ring: RingPlaces) -> Small:
         """Those of L parts from the same passes: shape (L, offsets, blocks, q, k, q, k)."""
-        hooked = self._hooked
+        hooked = self.hooked
         z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(signs.T))).to(hooked.device, hooked.dtype)
         probes = len(z)
         shape = (
             shares.count, len(ring.offsets), ring.blocks, ring.block, probes, ring.block, probes
         )  # fmt: skip
         totals = torch.zeros(shape, dtype=torch.float64, device=hooked.device)
-        for meeting in meetings(probes, self._at_once):
+        for meeting in meetings(probes, self.at_once):
             found = self._of_pass(shares, z[meeting.probes], ring)
             # One after the other, so that a pair that meets again is written again, not added.
             for row, i in enumerate(meeting.probes):
                 totals[:, :, :, :, i, :, meeting.probes] = found[:, :, :, :, row]
-            self._ledger.add(vjps=len(meeting.probes))
+            self.ledger.add(vjps=len(meeting.probes))
         return np.asarray(hooked.exchange.sum(totals).cpu().numpy())
 
     def _of_pass(self, shares: Shares, z: Tensor, ring: RingPlaces) -> Tensor:
         """Those of the probes of one pass, of this process's layers."""
-        hooked = self._hooked
+        hooked = self.hooked
         shape = (ring.block, len(z), ring.block, len(z))
         lead = (shares.count, len(ring.offsets), ring.blocks)
         totals = torch.zeros(*lead, *shape, dtype=torch.float64, device=hooked.device)

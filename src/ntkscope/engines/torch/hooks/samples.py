@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkscope.engines.base import Directions
-from ntkscope.engines.torch.gradients.factors import Factor
-from ntkscope.engines.torch.hooks.gradients import Group, Hooked
+from ntkscope.engines.torch.hooks.gradients import Hooked
 from ntkscope.engines.torch.hooks.parts import HookedParts
 from ntkscope.engines.torch.hooks.probed import HookedProbes
 from ntkscope.engines.torch.hooks.products import meetings
-from ntkscope.engines.torch.hooks.shares import InParts, Shares, Whole
+from ntkscope.engines.torch.hooks.shares import InParts, Whole
+from ntkscope.engines.torch.hooks.squares import Squares
 from ntkscope.engines.torch.hooks.tiles import Tiles, one_hot_probes, tile_products
-from ntkscope.engines.torch.samples.strata import on_spheres
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
@@ -70,64 +69,34 @@ class HookedSamples:
 
     def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), every z_b on its sphere, to (k, B)."""
-        z, scales = self.on_spheres(probes)
-        return self.every(self.squares_of(Whole(), z)[..., 0] * scales)
-
-    def on_spheres(self, probes: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """This process's part of probes, and what squares are scaled by for every z_b on its sphere."""
-        hooked = self.hooked
-        z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(probes.T))).to(hooked.device, hooked.dtype)
-        return z, on_spheres(z, None)
-
-    def squares_of(self, shares: Shares, z: Tensor) -> Tensor:
-        """‖J_bᵀz_b‖² of this process's samples and every part of the parameters: (k, B, L)."""
-        out = torch.zeros(*z.shape[:2], shares.count, dtype=torch.float64, device=z.device)
-        for start in range(0, len(z), self.at_once):
-            rows = slice(start, start + self.at_once)
-
-            def add(group: Group, factor: Factor, rows: slice = rows) -> None:
-                for number, own in shares.of(group, factor):
-                    out[rows, :, number] += own.squared_norms()
-
-            self.hooked.pull(z[rows], add)
-        self.ledger.add(vjps=len(z))
-        return out
-
-    def every(self, own: Tensor) -> Small:
-        """Numbers of this process's samples, (k, B, ...), as those of all."""
-        return np.asarray(self.hooked.exchange.gather(own, 1).cpu().numpy(), dtype=np.float64)
-
-    def one_hot_squares(self, shares: Shares, report: Callable[[int, int], None]) -> Iterator[Small]:
-        """‖∂h_bi/∂θ‖² of every part, some outputs i at a time: shape (k, B, L)."""
-        for start in range(0, self.outputs, self.at_once):
-            stop = min(start + self.at_once, self.outputs)
-            z = one_hot_probes(self.hooked, range(start, stop))
-            yield self.every(self.squares_of(shares, z))
-            report(stop, self.outputs)
+        found: Small = self._squares().of(probes)[..., 0]
+        return found
 
     def exact_squares(self, report: Callable[[int, int], None]) -> Small:
         """‖J_b‖²_F of every sample, by one-hot probes."""
-        found: Small = np.sum([s.sum(axis=(0, 2)) for s in self.one_hot_squares(Whole(), report)], axis=0)
+        found: Small = np.sum([some.sum(axis=(0, 2)) for some in self._squares().one_hot(report)], axis=0)
         return found
 
     def output_squares(self, report: Callable[[int, int], None]) -> Small:
         """‖∂h_bi/∂θ‖² of every output of every sample, by one-hot probes: shape (B, s)."""
-        return np.concatenate([s[..., 0].T for s in self.one_hot_squares(Whole(), report)], axis=1)
+        return np.concatenate([some[..., 0].T for some in self._squares().one_hot(report)], axis=1)
 
-    def tiles(self, shares: Shares) -> Tiles:
-        """K of every part of the parameters."""
-        return Tiles(self.hooked, shares, self.at_once, self.ledger)
+    def _squares(self) -> Squares:
+        return Squares(self.hooked, Whole(), self.at_once, self.ledger)
+
+    def _tiles(self) -> Tiles:
+        return Tiles(self.hooked, Whole(), self.at_once, self.ledger)
 
     def exact_moments(self, others: Sequence[Any], report: Callable[[int, int], None]) -> tuple[Small, Small]:
         """Traces and inner products in tiles."""
-        return tile_products([samples.tiles(Whole()) for samples in (self, *others)], report)
+        return tile_products([samples._tiles() for samples in (self, *others)], report)
 
     def dense(self) -> Tensor:
         """K itself, shape (n, n), on every process."""
         n = self.batch * self.outputs
         index = torch.from_numpy(self.state_index()).to(self.hooked.device)
         kernel = torch.zeros(n, n, dtype=torch.float64, device=self.hooked.device)
-        for meeting, (tile,) in self.tiles(Whole()):
+        for meeting, (tile,) in self._tiles():
             rows = index[:, meeting.probes].T.reshape(-1)
             kernel[rows.unsqueeze(1), rows] = tile.flatten(0, 1).flatten(1)
         return ((kernel + kernel.T) / 2).to(self.hooked.dtype)
@@ -159,7 +128,7 @@ class HookedSamples:
         """Inner products of all pairs of probes and samples, (k, B, k, B), on every process."""
         probes = len(z)
         total = torch.zeros(probes, self.batch, probes, self.batch, dtype=torch.float64, device=z.device)
-        tiles = self.tiles(Whole())
+        tiles = self._tiles()
         for meeting in meetings(probes, self.at_once):
             (tile,) = tiles.of(z[meeting.probes])
             for row, i in enumerate(meeting.probes):
@@ -168,7 +137,7 @@ class HookedSamples:
 
     def in_parts(self, parts: Mapping[str, int]) -> HookedParts:
         """The samples by parts of their parameters."""
-        return HookedParts(self, InParts(self.hooked, parts))
+        return HookedParts(self.hooked, InParts(self.hooked, parts), self.at_once, self.ledger)
 
     # What hooks do not give.
 
