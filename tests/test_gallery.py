@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[1]
 
 #: Independent samples without structure, and what the refusal says.
 REFUSED = {
-    "packed": "stack expects each tensor to be equal size",
     "routed": "boolean mask",
 }
 #: Parameters that take the general way.

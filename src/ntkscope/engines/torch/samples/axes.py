@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import StructureError, no_structure
+from ntkscope.engines.torch.packed import PackedAlone, PackedSeen
 from ntkscope.engines.torch.samples.squeezes import Squeezes
 from ntkscope.engines.torch.state import StateFunction
 from ntkscope.errors import argument
@@ -32,6 +33,7 @@ class SampleAxes:
         state_axis: Axis of the state that holds the samples, one after the other.
         state_shape: Shape of one sample's state.
         squeezes: What each ``squeeze()`` without an axis drops of a batch.
+        packed: To how many steps packed sequences of a batch are padded each time; ``None`` without any.
     """
 
     inputs: tuple[int | None, ...]
@@ -39,6 +41,7 @@ class SampleAxes:
     state_axis: int
     state_shape: tuple[int, ...]
     squeezes: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    packed: tuple[int, ...] | None = None
 
     @classmethod
     def find(cls, function: StateFunction, batch_dim: BatchDim) -> SampleAxes:
@@ -59,12 +62,17 @@ class SampleAxes:
         ):
             sample = [leaf[0] for leaf, _ in one._batched(leaves, range(1))]
             try:
-                with Squeezes() as seen:
+                with Squeezes() as seen, PackedSeen() as packs:
                     state = one.of_one_sample(function, function.parameters, sample)
             except (RuntimeError, ValueError, TypeError, IndexError):
-                # An axis may be missing by what was squeezed.
-                if not seen.found:
+                # An axis may be missing by what was squeezed, and a step by what was packed.
+                if not seen.found and not packs.found:
                     raise
+            if packs.found:
+                with PackedSeen() as packs:
+                    function(function.parameters)
+                one = replace(one, packed=tuple(packs.steps))
+                state = one.of_one_sample(function, function.parameters, sample)
             if seen.found:
                 with Squeezes() as seen:
                     function(function.parameters)
@@ -96,7 +104,10 @@ class SampleAxes:
             leaf if axis is None else next(remaining).unsqueeze(axis)
             for leaf, axis in zip(leaves, self.inputs, strict=True)
         ]
-        with Squeezes(self.squeezes) if self.squeezes else nullcontext():
+        with (
+            Squeezes(self.squeezes) if self.squeezes else nullcontext(),
+            PackedAlone(self.packed) if self.packed is not None else nullcontext(),
+        ):
             return function(parameters, pytree.tree_unflatten(filled, spec))
 
     def to_samples(self, block: Tensor) -> Tensor:
