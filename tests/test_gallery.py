@@ -22,9 +22,7 @@ from ntkscope import NTK
 ROOT = Path(__file__).parents[1]
 
 #: Independent samples without structure, and what the refusal says.
-REFUSED = {
-    "routed": "boolean mask",
-}
+REFUSED: dict[str, str] = {}
 #: Parameters that take the general way.
 GENERAL = {"fno": {"spectral.0.weight", "spectral.1.weight"}}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import StructureError, no_structure
 from ntkscope.engines.torch.packed import PackedAlone, PackedSeen
+from ntkscope.engines.torch.routing import RoutedAlone, RoutingSeen
 from ntkscope.engines.torch.samples.squeezes import Squeezes
 from ntkscope.engines.torch.state import StateFunction
 from ntkscope.errors import argument
@@ -33,6 +34,7 @@ class SampleAxes:
         state_axis: Axis of the state that holds the samples, one after the other.
         state_shape: Shape of one sample's state.
         squeezes: What each ``squeeze()`` without an axis drops of a batch.
+        routed: Whether all rows are taken where a mask selects some.
         packed: To how many steps packed sequences of a batch are padded each time; ``None`` without any.
     """
 
@@ -42,6 +44,7 @@ class SampleAxes:
     state_shape: tuple[int, ...]
     squeezes: tuple[tuple[int, tuple[int, ...]], ...] = ()
     packed: tuple[int, ...] | None = None
+    routed: bool = False
 
     @classmethod
     def find(cls, function: StateFunction, batch_dim: BatchDim) -> SampleAxes:
@@ -81,6 +84,21 @@ class SampleAxes:
         axis, shape = _state_axis(function.output_shape, tuple(state.shape), batch)
         return replace(one, state_axis=axis, state_shape=shape)
 
+    def where_routed(self, function: StateFunction) -> SampleAxes | None:
+        """The same with all rows taken where a mask selects some; ``None`` where none does.
+
+        Raises:
+            StructureError: If the model does not run on a single sample.
+        """
+        sample = [leaf[0] for leaf in self.split(function.inputs, range(1))]
+        with (
+            no_structure("the model does not run on a single sample"),
+            torch.random.fork_rng(devices=[]),
+            RoutingSeen() as seen,
+        ):
+            self.of_one_sample(function, function.parameters, sample)
+        return replace(self, routed=True) if seen.found and not self.routed else None
+
     def _batched(self, leaves: list[Any], samples: range) -> list[tuple[Tensor, int]]:
         """The leaves that differ between samples: (samples first, index among the leaves)."""
         return [
@@ -107,6 +125,7 @@ class SampleAxes:
         with (
             Squeezes(self.squeezes) if self.squeezes else nullcontext(),
             PackedAlone(self.packed) if self.packed is not None else nullcontext(),
+            RoutedAlone() if self.routed else nullcontext(),
         ):
             return function(parameters, pytree.tree_unflatten(filled, spec))
 
