@@ -72,11 +72,13 @@ class LayerTap:
             raise ValueError(f"the model has no submodule {name!r}; its submodules are: {known}")
         self._name = name
         self._caught: list[Any] = []
+        self._is_watching = False
         self.module = modules[name]
 
     def catch(self, module: nn.Module, arguments: Any, output: Any) -> None:
         """The hook that the submodule is given for the time of a call."""
-        self._caught.append(output)
+        if self._is_watching:
+            self._caught.append(output)
 
     def watch(self, call: Callable[[], Any]) -> Any:
         """What the submodule returned during the call.
@@ -85,8 +87,12 @@ class LayerTap:
             ValueError: If it was not called exactly once.
         """
         self._caught.clear()
-        call()
-        caught, self._caught[:] = list(self._caught), []
+        self._is_watching = True
+        try:
+            call()
+        finally:
+            self._is_watching = False
+            caught, self._caught[:] = list(self._caught), []
         if len(caught) != 1:
             raise ValueError(
                 f"the submodule {self._name!r} was called {len(caught)} times in one forward pass, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -188,6 +188,10 @@ class StateFunction:
         """
         with undisturbed(), differentiable_operations(recurrent=self._recurrent), self._own.as_it_was():
             yield
+
+    def as_it_was(self) -> AbstractContextManager[None]:
+        """A context in which the user's module has its attributes of this moment: modes, hooks and flags."""
+        return self._own.as_it_was()
 
     def witness(self) -> Witness:
         """One backward pass of a random z through the user's own module, over the whole batch."""

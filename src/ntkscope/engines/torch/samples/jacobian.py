@@ -75,7 +75,25 @@ class SampleJacobian:
         self.batch = self.axes.batch
         self.outputs = math.prod(self.axes.state_shape)
         self.ledger = Ledger() if ledger is None else ledger
-        self._find_graph(budget)
+        try:
+            self._find_graph(budget)
+        except StructureError as refusal:
+            if not self._is_routed(refusal, budget):
+                raise
+
+    def _is_routed(self, refusal: StructureError, budget: int) -> bool:
+        """Whether a graph holds in which all rows are taken where masks select some; it is kept then."""
+        is_coupled = isinstance(refusal, ValuesError) and refusal.sample is None
+        routed = None if is_coupled else self.axes.where_routed(self.function)
+        if routed is None:
+            return False
+        plain, self.axes = self.axes, routed
+        try:
+            self._find_graph(budget)
+        except StructureError:
+            self.axes = plain
+            return False
+        return True
 
     def _find_graph(self, budget: int) -> None:
         """The graph of the first sample, or of one for which that does not hold."""

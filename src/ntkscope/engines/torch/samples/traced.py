@@ -149,6 +149,8 @@ class TorchSamples:
 
     def is_comparable(self, other: Any) -> bool:
         """Whether the other's samples lie along the same axes of the state."""
+        if not isinstance(other, TorchSamples):
+            return False
         ours, theirs = self.jacobian.axes, other.jacobian.axes
         return (ours.batch, ours.state_axis, ours.state_shape) == (
             theirs.batch,
