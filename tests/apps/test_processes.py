@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from ntkscope.apps.processes import is_first, own_share, several
 needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
 )
+
+_OF_PROCESSES = ("MASTER_", "TORCH", "LOCAL_", "GROUP_", "ROLE_", "RANK", "WORLD_SIZE", "ACCELERATE_", "PL_")
 
 FACTORY = """
 import os
@@ -43,14 +46,19 @@ def large():
 
 
 def _command(*words: str, launcher: bool = True) -> list[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if launcher else []
-    return [sys.executable, *torchrun, "-m", "ntkscope", *words]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    torchrun = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", "2"]
+    return [sys.executable, *(torchrun if launcher else []), "-m", "ntkscope", *words]
 
 
 def _environment(folder: Path) -> dict[str, str]:
     (folder / "spreadfactory.py").write_text(FACTORY)
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    # Other tests' packages leave names of processes and places behind.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(_OF_PROCESSES)}
+    return {**ours, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ PRIVATE = {
     "torch.overrides.TorchFunctionMode": "to run fused recurrent layers by plain operations",
     MODE: "to count what a forward pass computes, and to record it",
     f"{MODE}._should_skip_dynamo": "to keep torch's compiler from being loaded by our modes",
+    "torch._pack_padded_sequence": "to keep sequences that are packed apart",
+    "torch._pad_packed_sequence": "to keep sequences that are packed apart",
     "torch.utils._pytree.tree_flatten": "to take inputs apart",
     "torch.utils._pytree.tree_leaves": "to take inputs apart",
     "torch.utils._pytree.tree_map_only": "to record an operation's arguments",

@@ -14,13 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ntkscope.engines.torch.compat import TorchFunctionMode
+from ntkscope.engines.torch.compat import PACK, PAD, TorchFunctionMode
 from ntkscope.engines.torch.recurrences import Lengths
 
 __all__ = ["PackedAlone", "PackedSeen", "lengths_of"]
-
-_PACK: Any = getattr(torch, "_pack_padded_sequence", None)
-_PAD: Any = getattr(torch, "_pad_packed_sequence", None)
 
 #: Those of the sequences that are packed within a :class:`PackedAlone`, by their batch sizes' identity.
 _open: list[dict[int, tuple[Tensor, Lengths]]] = []
@@ -51,9 +48,9 @@ class PackedSeen(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is _PACK:
+        if func is PACK:
             self.found = True
-        elif func is _PAD:
+        elif func is PAD:
             padded = result[0]
             self.steps.append(int(padded.shape[1 if args[2] else 0]))
         return result
@@ -83,9 +80,9 @@ class PackedAlone(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is _PACK:
+        if func is PACK:
             return self._pack(*args)
-        known = lengths_of(args[1]) if func is _PAD else None
+        known = lengths_of(args[1]) if func is PAD else None
         if known is None:
             return func(*args, **(kwargs or {}))
         return self._pad(known, *args)
