@@ -59,7 +59,9 @@ def test_chosen_results_come_in_their_form_and_need_no_more_than_they_depend_on(
     graph.output((tapped, other))
     value = torch.arange(3.0)
     state, (first, none) = Running(graph, nn.Module(), (tapped, (other, ())), zeros=[tap])(value)
-    assert torch.equal(state, 2 * value) and torch.equal(first, -value) and none == ()
+    assert torch.equal(state, 2 * value)
+    assert torch.equal(first, -value)
+    assert none == ()
     assert Running(graph, nn.Module(), (), zeros=[tap])(value) == ()
     assert calls == ["ran"]
     both = Running(graph, nn.Module())(value, torch.ones(3))

@@ -132,11 +132,8 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
     with no_structure("the model cannot be traced"):
         recording = record(flat, [*leaves, *sample])
         names, derivation = separate(recording, names)
-        graph = replace(
-            _Opening(recording, names, derivation.weights if derivation else ()).graph(),
-            derivation=derivation,
-        )
-        return graph
+        opened = _Opening(recording, names, derivation.weights if derivation else ()).graph()
+        return replace(opened, derivation=derivation)
 
 
 class _Opening:
