@@ -21,6 +21,7 @@ from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.meter import ForwardMeter, ForwardSize
 from ntkscope.engines.torch.modes import differentiable_operations, has_recurrence, undisturbed
 from ntkscope.engines.torch.own import OwnModule
+from ntkscope.engines.torch.proofs import Claim, keep, recall
 from ntkscope.engines.torch.witness import Witness, check_finite, check_probe, differing
 from ntkscope.errors import said
 
@@ -114,7 +115,11 @@ class StateFunction:
             self.inputs = checked_inputs(inputs, self._floating, detach)
             self._roots = roots or {}
             self._centre = {name: self.parameters[name].detach() for name in self._roots}
-            self._prove(proven)
+            # What is differentiated itself, or measured at other parameters, is proven each time.
+            claim = None
+            if detach and not self._roots:
+                claim = Claim.of(self._own.outline, layer, outputs, self.parameters, self.inputs)
+            self._prove(proven, claim)
 
     @property
     def device(self) -> torch.device:
@@ -259,7 +264,7 @@ class StateFunction:
 
     # The proof.
 
-    def _prove(self, proven: StateFunction | None) -> None:
+    def _prove(self, proven: StateFunction | None, claim: Claim | None) -> None:
         """Evaluates with gradients, as training would, and refuses what cannot be measured."""
         devices = {tensor.device for tensor in self.parameters.values() if tensor.is_cuda}
         trainable = self._trainable.values()
@@ -269,6 +274,9 @@ class StateFunction:
             counted = None
             if known and proven is not None and have_one_form(proven.inputs, self.inputs):
                 counted = proven.forward_size
+            elif claim is not None and not known:
+                counted = recall(self.module, claim)
+                known = counted is not None
             meter = ForwardMeter()
             with without_hooks(trainable), as_in_training(), nullcontext() if counted else meter:
                 state = self._run(None, self.inputs)
@@ -288,6 +296,8 @@ class StateFunction:
             check_finite(real)
             if not known:
                 self._compare_with_exchanged(z)
+                if claim is not None:
+                    keep(self.module, claim, self.forward_size)
 
     def _gradients(self, state: Tensor, leaves: Mapping[str, Tensor], z: Tensor) -> dict[str, Tensor | None]:
         """Jᵀz by parameter."""

@@ -25,6 +25,7 @@ from ntkscope.engines.torch.graph.operators import (
 )
 from ntkscope.engines.torch.graph.recorder import Recording
 from ntkscope.engines.torch.graph.repeated import merge_repeated
+from ntkscope.engines.torch.graph.running import Running
 from ntkscope.engines.torch.graph.walks import leading_to
 from ntkscope.engines.torch.rules import find_rule
 from ntkscope.engines.torch.rules.products import is_product
@@ -53,7 +54,7 @@ class Derivation:
     @functools.cached_property
     def module(self) -> Callable[..., tuple[Tensor, ...]]:
         """The graph as a callable."""
-        return fx.GraphModule(self.constants, self.graph)
+        return Running(self.graph, self.constants)
 
     def of(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights by name, at these parameters; gradients flow through."""
