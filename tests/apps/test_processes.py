@@ -104,7 +104,7 @@ def test_two_processes_say_once_what_one_says(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=400,
         )
         assert done.stdout.count("effective rank") == 1
         metrics = json.loads((tmp_path / f"{world}.json").read_text())["kernels"][0]["metrics"]
@@ -121,7 +121,7 @@ def test_an_error_is_said_once(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode != 0
     assert done.stderr.count("ntkscope: ") == 1
