@@ -22,9 +22,8 @@ def structure(ntk: NTK) -> SampleJacobian:
 
 
 def refusal(ntk: NTK) -> str:
-    """Why there is no per-sample structure; empty if there is."""
-    samples = ntk.engine.samples()
-    return samples.reason if isinstance(samples, Refusal) else ""
+    """Why there is no graph of one sample; empty if there is. Hooks may still be there in its place."""
+    return str(getattr(ntk.engine.samples(), "reason", ""))
 
 
 def moments_by(name: str, kernels: Sequence[NTK]) -> Any:

@@ -71,6 +71,22 @@ def metrics(rank: int) -> dict[str, float]:
     return measured(*(NTK(sharded(seed), x) for seed in (0, 1)))
 
 
+def splits(rank: int) -> dict[str, float]:
+    """Layers apart."""
+    return layers(NTK(sharded(0, layers=1), alone(rank, tokens(8))))
+
+
+def layers(ntk: NTK) -> dict[str, float]:
+    """Numbers of every parameter's kernel, by exact ways and by random probes."""
+    exact = ntk.split("frobenius_norm", by="parameter", method="exact")
+    drawn = ntk.split("trace", by="parameter", method="per-sample", products=3)
+    return {
+        f"{name} {part}": value.value
+        for name, split in (("norm", exact), ("trace", drawn))
+        for part, value in split.parts.items()
+    }
+
+
 class Traffic(TorchDispatchMode):
     """Bytes that collectives bring to this process, by what torch is really asked for."""
 
@@ -114,7 +130,8 @@ def not_finite(rank: int) -> dict[str, str]:
 def text(rank: int) -> dict[str, str]:
     """What is said of it."""
     ntk = NTK(sharded(0, layers=1), alone(rank, tokens(8)))
-    return {"repr": repr(ntk), "samples": ntk.engine.samples().describe()}  # type: ignore[union-attr]
+    plan = ntk.plan("measure")
+    return {"plan": str(plan), "repr": repr(ntk), "samples": ntk.engine.samples().describe()}  # type: ignore[union-attr]
 
 
 def low_precision(rank: int) -> dict[str, float]:
@@ -220,7 +237,7 @@ def tensor_parallel(rank: int) -> dict[str, float]:
 SCENARIOS: dict[str, Callable[[int], dict[str, Any]]] = {
     function.__name__: function
     for function in (
-        metrics, traffic, text, not_finite, low_precision, accumulation, snapshot, refusal, shapes,
+        metrics, splits, traffic, text, not_finite, low_precision, accumulation, snapshot, refusal, shapes,
         tensor_parallel, copies,
     )
 }  # fmt: skip

@@ -22,10 +22,7 @@ from ntkscope import NTK
 ROOT = Path(__file__).parents[1]
 
 #: Independent samples without structure, and what the refusal says.
-REFUSED = {
-    "packed": "stack expects each tensor to be equal size",
-    "routed": "boolean mask",
-}
+REFUSED: dict[str, str] = {}
 #: Parameters that take the general way.
 GENERAL = {"fno": {"spectral.0.weight", "spectral.1.weight"}}
 

@@ -18,7 +18,8 @@ ROOT = Path(ntkscope.__file__).parent
 # line know nothing of each other.
 LAYERS: list[set[str]] = [
     {"errors", "results", "words"},
-    {"settings", "files", "data", "interrupts"},
+    {"settings", "files", "data", "interrupts", "picture"},
+    {"journal"},
     {"operators", "progress"},
     {"runs"},
     {"metrics", "engines"},

@@ -133,7 +133,8 @@ class Routed(nn.Module):
 @entry(
     "Experts routed by a boolean mask",
     "derived",
-    "How many tokens an expert sees depends on values. Write `torch.where`, or gather a fixed number.",
+    "How many tokens an expert sees depends on values: of one sample each expert sees all of them, and what "
+    "it was not given is left out.",
     small={"batch": 2, "tokens": 2, "width": 3, "experts": 2},
     shown=(Routed,),
 )

@@ -66,7 +66,7 @@ class Tagger(nn.Module):
 @entry(
     "GRU on packed sequences",
     "recurrent",
-    "A packed sequence has no axis of samples, and every length is a graph of its own.",
+    "A packed sequence has no axis of samples: one sample runs over all steps, and its length is a value.",
     small=_FEW,
     shown=(Tagger,),
 )

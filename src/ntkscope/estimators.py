@@ -67,7 +67,7 @@ def trace(
     >>> trace(np.diag([3.0, 2.0, 1.0]), method="exact").value
     6.0
     """
-    return _single("trace", [A], method, options_of(options, products, seed, limits))
+    return _single("trace", [A], method, options_of(options, products, seed, limits, keeps=True))
 
 
 def frobenius_norm(
@@ -87,7 +87,7 @@ def frobenius_norm(
     >>> frobenius_norm(np.diag([3.0, 4.0]), method="exact").value
     5.0
     """
-    return _single("frobenius_norm", [A], method, options_of(options, products, seed, limits))
+    return _single("frobenius_norm", [A], method, options_of(options, products, seed, limits, keeps=True))
 
 
 def effective_rank(
@@ -123,7 +123,7 @@ def effective_rank(
     >>> effective_rank(np.eye(4), method="exact").value
     4.0
     """
-    chosen = options_of(options, products, seed, limits)
+    chosen = options_of(options, products, seed, limits, keeps=True)
     return _single("effective_rank", [A], method, chosen, trace_run=trace_run)
 
 
@@ -146,7 +146,7 @@ def inner_product(
     >>> inner_product(np.diag([1.0, 2.0]), np.diag([3.0, 4.0]), method="exact").value
     11.0
     """
-    return _single("inner_product", [A, B], method, options_of(options, products, seed, limits))
+    return _single("inner_product", [A, B], method, options_of(options, products, seed, limits, keeps=True))
 
 
 def alignment(
@@ -169,7 +169,7 @@ def alignment(
     >>> alignment(np.diag([1.0, 0.0]), np.diag([1.0, 0.0]), method="exact").value
     1.0
     """
-    return _single("alignment", [A, B], method, options_of(options, products, seed, limits))
+    return _single("alignment", [A, B], method, options_of(options, products, seed, limits, keeps=True))
 
 
 def measure(
@@ -195,7 +195,7 @@ def measure(
     >>> measure(np.eye(2), [np.diag([1.0, 0.0])], method="exact").alignment[0].value.__round__(4)
     0.7071
     """
-    chosen = options_of(options, products, seed, limits)
+    chosen = options_of(options, products, seed, limits, keeps=True)
     wanted = _measure.check_metrics(metrics)
     return _measure.measure([A, *others], wanted, method, chosen, trace_run=trace_run)
 
@@ -237,7 +237,7 @@ def measure_all(
     """
     if not operators:
         raise ValueError("measure_all needs at least one operator, found none; pass a list of operators")
-    chosen = options_of(options, products, seed, limits)
+    chosen = options_of(options, products, seed, limits, keeps=True)
     wanted = _measure.check_metrics(metrics)
     given, names = named_kernels(operators)
     return _measure.measure_all(given, wanted, method, chosen).named(names)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ntkscope.engines.base import Refusal
+from ntkscope.journal import active, keeping
 from ntkscope.metrics import METRICS, Wanted, evaluate, kernels_of, moments_of
 from ntkscope.operators.ledger import Meter
 from ntkscope.progress import ProgressListener, progress_bar
@@ -20,6 +21,7 @@ from ntkscope.runs.moments import MomentSource
 from ntkscope.runs.sources import TraceFromElsewhere, TracesApart
 from ntkscope.settings import DEFAULT_RTOL, Options
 from ntkscope.ways.base import Problem, Start, Way, per_sample_of
+from ntkscope.ways.identity import identity_of
 from ntkscope.ways.per_sample import PerSample, PerSampleForward
 from ntkscope.ways.plan import Plan, exact_instead, make_plan, ways_of
 from ntkscope.ways.table import methods_of
@@ -182,6 +184,10 @@ def _measurement(
 def _run(request: Request, options: Options, form: Callable[[list[Estimate], Cost], Any]) -> Any:
     """Starts the best way that starts, drives it, and makes the result of its moments."""
     problem = request.problem(options)
+    if options.resume is not None and not active():
+        asked = {"metrics": request.wanted, "method": request.method, "trace_method": request.trace_method}
+        with keeping(options.resume, identity_of(problem, asked, options)):
+            return _run(request, options, form)
     meter = Meter(problem.ledgers())
     epsilon = max(operator.epsilon for operator in problem.maps)
     spent_before = request.trace_run.cost if isinstance(request.trace_run, Estimate) else Cost()

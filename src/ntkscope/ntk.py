@@ -85,7 +85,8 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             J√D everywhere then, and no layer rule applies.
         engine: ``"hooks"``: the model is not traced, its own forward and ``backward()`` run with hooks on
             its layers, one pass for all probes. ``"auto"``: that where parameters are sharded
-            (``fully_shard``, DTensor), of which every process brings its own samples; else by tracing.
+            (``fully_shard``, DTensor), of which every process brings its own samples; else by tracing,
+            with hooks in place of what cannot be traced.
         group: Processes that hold copies of the model and samples of their own: a process group of
             ``torch.distributed``, or ``"world"``. The kernel is that of all their samples, numbered by
             rank, and all of them make the same calls.
@@ -356,6 +357,6 @@ def measure_all(
         raise ValueError("measure_all needs at least one kernel, found none; pass a list of NTKs")
     given, names = named_kernels(kernels)
     checked = [checked_other(given[0], kernel) for kernel in given]
-    chosen = options_of(options, products, seed, limits)
+    chosen = options_of(options, products, seed, limits, keeps=True)
     found = measure.measure_all(checked, measure.check_metrics(metrics), method, chosen)
     return found.named(names)

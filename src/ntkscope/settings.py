@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "TraceMethod",
     "TraceSource",
     "check_chunk_size",
+    "check_not_resumed",
     "options_of",
     "parse_memory",
 ]
@@ -75,6 +77,8 @@ class Options:
         seconds: Most seconds that may be spent; looked at between products.
         seed: Of the probes: a whole number from 0 up to 64 bits.
         progress: Show a bar, or a function of (estimate, spent, budget) to call.
+        resume: A file in which the run keeps what it has computed. A run that was killed goes on from it,
+            to the same numbers; one that has ended gives them again.
 
     Raises:
         TypeError: For a value of the wrong kind, or a budget that is not a whole number.
@@ -94,12 +98,18 @@ class Options:
     seconds: float | None = None
     seed: int = 0
     progress: bool | Progress = False
+    resume: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.products is not None and not (self.rtol is self.atol is self.max_products is None):
             raise ValueError(
                 f"found products={self.products} together with rtol, atol or max_products; pass either a "
                 "fixed number of products or a tolerance (max_products= bounds the products of a tolerance)"
+            )
+        if self.resume is not None and self.seconds is not None:
+            raise ValueError(
+                "found seconds= together with resume=, which goes on another day; end the run by products= "
+                "or a tolerance"
             )
         for name in ("rtol", "atol", "seconds"):
             _check_positive(name, getattr(self, name))
@@ -128,14 +138,29 @@ class Limits(TypedDict, total=False):
     max_products: int | None
     seconds: float | None
     progress: bool | Progress
+    resume: str | os.PathLike[str] | None
 
 
-def options_of(options: Options | None, products: int | None, seed: int | None, limits: Limits) -> Options:
+def options_of(
+    options: Options | None,
+    products: int | None,
+    seed: int | None,
+    limits: Limits,
+    *,
+    keeps: bool = False,
+) -> Options:
     """The options with what was given by keyword in its place.
+
+    Args:
+        options: Given whole.
+        products: By keyword, and so are the others.
+        seed: Of the probes.
+        limits: All other ones.
+        keeps: Whether the run can be kept in a file.
 
     Raises:
         TypeError: For a keyword that is none of the options, and as :class:`Options`.
-        ValueError: As :class:`Options`.
+        ValueError: As :class:`Options`, and for ``resume`` where runs are not kept.
     """
     given: Mapping[str, Any] = {"products": products, "seed": seed, **cast(dict[str, Any], limits)}
     known = [field.name for field in dataclasses.fields(Options)]
@@ -145,7 +170,22 @@ def options_of(options: Options | None, products: int | None, seed: int | None, 
     if options is not None and not isinstance(options, Options):
         raise TypeError(f"options must be ntkscope.Options, found {options!r}; pass Options(rtol=0.01)")
     chosen = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(options or Options(), **chosen)
+    found = dataclasses.replace(options or Options(), **chosen)
+    if not keeps:
+        check_not_resumed(found)
+    return found
+
+
+def check_not_resumed(options: Options) -> None:
+    """An error where runs are not kept in a file.
+
+    Raises:
+        ValueError: If the options ask for it.
+    """
+    if options.resume is not None:
+        raise ValueError(
+            f"{argument('resume')} is for the four metrics, measure and measure_all; leave it out here"
+        )
 
 
 def check_chunk_size(chunk_size: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,12 @@ needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
 )
 
+_OF_PROCESSES = ("MASTER_", "TORCH", "LOCAL_", "GROUP_", "ROLE_", "RANK", "WORLD_SIZE", "ACCELERATE_", "PL_")
+
 FACTORY = """
+import os
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -32,6 +38,7 @@ def make():
 
 def large():
     torch.manual_seed(0)
+    Path("begun" + os.environ["RANK"]).touch()
     widths = (64, 1500, 1500, 1500, 10)
     layers = [x for a, b in zip(widths, widths[1:]) for x in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1]), torch.randn(3000, 64)
@@ -39,14 +46,19 @@ def large():
 
 
 def _command(*words: str, launcher: bool = True) -> list[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if launcher else []
-    return [sys.executable, *torchrun, "-m", "ntkscope", *words]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    torchrun = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", "2"]
+    return [sys.executable, *(torchrun if launcher else []), "-m", "ntkscope", *words]
 
 
 def _environment(folder: Path) -> dict[str, str]:
     (folder / "spreadfactory.py").write_text(FACTORY)
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    # Other tests' packages leave names of processes and places behind.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(_OF_PROCESSES)}
+    return {**ours, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -129,7 +141,10 @@ def test_a_killed_process_ends_the_other(tmp_path: Path, moment: int) -> None:
             stdout=out,
             stderr=out,
         )
-        time.sleep(6 + 0.7 * moment)
+        while not all((tmp_path / f"begun{rank}").exists() for rank in range(2)):
+            assert run.poll() is None
+            time.sleep(0.1)
+        time.sleep(1 + 0.5 * moment)
         children = subprocess.run(
             ["pgrep", "-P", str(run.pid), "-f", "ntkscope measure"],
             capture_output=True,
@@ -142,4 +157,4 @@ def test_a_killed_process_ends_the_other(tmp_path: Path, moment: int) -> None:
     assert len(said) == 1
     assert "another one has ended or failed" in said[0] or "has lost another one" in said[0]
     files = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert files == {"log.txt", "spreadfactory.py"}
+    assert files == {"log.txt", "spreadfactory.py", "begun0", "begun1"}

@@ -35,6 +35,8 @@ PRIVATE = {
     "torch.overrides.TorchFunctionMode": "to run fused recurrent layers by plain operations",
     MODE: "to count what a forward pass computes, and to record it",
     f"{MODE}._should_skip_dynamo": "to keep torch's compiler from being loaded by our modes",
+    "torch._pack_padded_sequence": "to keep sequences that are packed apart",
+    "torch._pad_packed_sequence": "to keep sequences that are packed apart",
     "torch.utils._pytree.tree_flatten": "to take inputs apart",
     "torch.utils._pytree.tree_leaves": "to take inputs apart",
     "torch.utils._pytree.tree_map_only": "to record an operation's arguments",
@@ -263,8 +265,11 @@ def test_what_cannot_be_recorded_is_still_measured(monkeypatch: pytest.MonkeyPat
     # Of another module: what was recorded of the first one serves its next kernels.
     kernel = ntkscope.NTK(copy.deepcopy(model), inputs)
     assert kernel.trace(method="exact").value == pytest.approx(expected)
+    # Hooks on layers do for it, and by the whole batch what they do not know either.
+    assert "this torch cannot record a model" in kernel.engine.samples().describe()  # type: ignore[union-attr]
+    unknown = nn.Bilinear(3, 3, 2).double()
     with pytest.raises(ValueError, match="this torch cannot record a model"):
-        kernel.trace(method="per-sample")
+        ntkscope.NTK(unknown, (inputs, inputs)).trace(method="per-sample")
 
 
 # What torch computed wrongly in some version.

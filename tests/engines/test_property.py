@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ntkscope import NTK
-from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows, kernel_inner_products
+from ntkscope.engines.torch.samples.inner_products import kernel_inner_products
+from ntkscope.engines.torch.samples.tiles import SampleRows, WholeRows
 from reference import Dense, dense
 
 # Of torch's own: these models' operations are looped over under vmap.

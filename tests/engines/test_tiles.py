@@ -12,13 +12,13 @@ from inside import moments_by
 from ntkscope import NTK
 from ntkscope.engines.torch.gradients.factors import Direct, Outer
 from ntkscope.engines.torch.gradients.sides import Features
+from ntkscope.engines.torch.samples.inner_products import kernel_inner_products
 from ntkscope.engines.torch.samples.tiles import (
     BlockSource,
     RowBlock,
     SampleRows,
     WholeRows,
     dense_kernel,
-    kernel_inner_products,
 )
 from zoo import BY_NAME, Case, each
 

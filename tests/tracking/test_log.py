@@ -16,6 +16,7 @@ import pytest
 
 from ntkscope import Tracker
 from ntkscope.tracking import Run, read_runs
+from ntkscope.tracking.resume import open_log
 from tracking.training import STEPS, Training, problem, run
 
 SCRIPT = Path(__file__).parent / "killed.py"
@@ -95,25 +96,33 @@ def test_a_look_that_was_due_when_the_run_was_killed_is_taken(tmp_path: Path) ->
     assert [look.step for look in resumed.looks] == [0, 2, 4]
 
 
-def _kill_once(log: Path, saved: Path, steps: int, seconds: float | None) -> bool:
-    """Runs the script and kills it so long after it is ready; whether it came to its end."""
+def _kill_once(log: Path, saved: Path, steps: int, seconds: float | None, ready: bool = True) -> bool:
+    """Runs the script, and kills it so long after it is ready or started; whether it came to its end."""
     command = [sys.executable, str(SCRIPT), str(log), str(saved), str(steps)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         if seconds is not None:
-            assert process.stdout.readline() == "ready\n"
+            if ready:
+                assert process.stdout.readline() == "ready\n"
             time.sleep(seconds)
             process.kill()
         return process.wait() == 0
 
 
+def _steps(log: Path) -> list[int]:
+    return [look.step for look in read_runs(log)[0].looks] if log.exists() else []
+
+
 def _killed(folder: Path, kills: int, steps: int) -> None:
     chance = random.Random(5)
     log, saved = folder / "run.jsonl", folder / "state.pt"
-    for _ in range(kills):
-        before = [] if not log.exists() else [look.step for look in read_runs(log)[0].looks]
-        _kill_once(log, saved, steps, chance.uniform(0, 0.3))
-        after = [look.step for look in read_runs(log)[0].looks]
+    for kill in range(kills):
+        before = _steps(log)
+        if kill % 4 == 3:  # as it starts, which takes some seconds
+            _kill_once(log, saved, steps, chance.uniform(0, 4), ready=False)
+        else:
+            _kill_once(log, saved, steps, chance.uniform(0, 0.3))
+        after = _steps(log)
         assert after[: len(before)] == before  # no record lost
         assert len(set(after)) == len(after)  # none doubled
     assert _kill_once(log, saved, steps, None)
@@ -138,6 +147,27 @@ def test_a_killed_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times(tmp_path: Path) -> None:
     _killed(tmp_path, kills=20, steps=400)
+
+
+def test_a_log_that_ends_at_any_byte_goes_on(good: list[str], tmp_path: Path) -> None:
+    """Every look whose line is whole is there, and nothing of the one that is not."""
+    text = "".join(line + "\n" for line in good).encode()
+    ends = [index + 1 for index, byte in enumerate(text) if byte == ord("\n")]
+    settings = json.loads(good[0])["settings"]
+    log = tmp_path / "run.jsonl"
+    for cut in sorted({*range(0, len(text), 61), *ends, *(end - 1 for end in ends)}):
+        log.write_bytes(text[:cut])
+        whole = sum(end <= cut for end in ends)
+        if whole == 0:
+            with pytest.raises(ValueError, match="holds no run to go on with"):
+                open_log(log, 1, settings)
+            assert open_log(log, 0, settings) is None
+            continue
+        old = open_log(log, 1, settings)
+        assert old is not None
+        assert [look.step for look in old.looks] == [0, 2, 4][: whole - 1]
+        assert old.problems == ()
+        assert log.read_bytes() == text[: ends[whole - 1]]
 
 
 def test_a_log_is_not_written_over(tmp_path: Path) -> None:

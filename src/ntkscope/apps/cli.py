@@ -67,12 +67,13 @@ def _check_outputs(json: Path | None, plot: Path | None, read: dict[str, Path | 
     check_distinct({"--json": file, "--plot": plot}, read)
 
 
-def _limits(products: int | None, rtol: float | None) -> dict[str, Any]:
+def _limits(products: int | None, rtol: float | None, resume: Path | None = None) -> dict[str, Any]:
     if rtol is not None and not rtol > 0:
         raise ValueError(f"--rtol must be positive, found {rtol}; use a value such as 0.01")
     if rtol is not None and products is not None:
         raise ValueError("--products and --rtol exclude each other; give a budget or a tolerance")
-    return {} if rtol is None else {"rtol": rtol}
+    given = {"rtol": rtol, "resume": resume}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _deliver(
@@ -143,6 +144,7 @@ def measure(
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
     memory: opt.Memory = None,
+    resume: opt.Resume = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     plot: opt.Plot = None,
@@ -156,7 +158,8 @@ def measure(
     names = opt.parse_metrics(metrics, (*METRICS, *SPECTRAL))
     opt.check_method(method, names)
     opt.check_by(by, method, names)
-    limits = _limits(products, rtol)
+    opt.check_resume(resume, by, names, method)
+    limits = _limits(products, rtol, resume)
     _check_outputs(json, plot, {"--inputs": inputs, "--checkpoint": checkpoint})
     (kernel,) = _subject(arguments).kernels([checkpoint])
     bar = sys.stdout.isatty() and str(json) != "-"
@@ -192,6 +195,7 @@ def compare(
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
     memory: opt.Memory = None,
+    resume: opt.Resume = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     plot: opt.Plot = None,
@@ -203,7 +207,8 @@ def compare(
 
     names = opt.parse_metrics(metrics, tuple(TITLES))
     opt.check_method(method, names)
-    limits = _limits(products, rtol)
+    opt.check_resume(resume, None, names, method)
+    limits = _limits(products, rtol, resume)
     if len(checkpoints) < 2:
         raise ValueError(
             "compare takes two checkpoints or more, found one; for one there is ntkscope measure --checkpoint"
@@ -367,7 +372,11 @@ app.command()(watching.track)
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     """What a command was called with, for its JSON; not where it writes."""
-    return {name: _plain(value) for name, value in given.items() if name not in ("json", "plot", "debug")}
+    return {
+        name: _plain(value)
+        for name, value in given.items()
+        if name not in ("json", "plot", "debug", "resume")
+    }
 
 
 def _plain(value: Any) -> Any:

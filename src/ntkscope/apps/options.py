@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_by",
     "check_method",
+    "check_resume",
     "parse_batch_dim",
     "parse_by",
     "parse_device",
@@ -141,6 +142,12 @@ Memory: TypeAlias = Annotated[
         help="What one step of work may take, such as 4GiB; 1 GiB, or a quarter of what is free, by default."
     ),
 ]
+Resume: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="File that keeps what is computed: a killed run goes on from it, with the same options."
+    ),
+]
 TrainMode: TypeAlias = Annotated[
     bool,
     typer.Option("--train-mode", help="Leave the model in training mode; by default it is put in eval mode."),
@@ -202,6 +209,21 @@ def check_by(by: str | None, method: str, metrics: Sequence[str]) -> None:
         raise ValueError(f"--by splits {', '.join(METRICS)}; add one of them to --metrics, or leave it out")
     if method not in ("auto", "exact", "per-sample"):
         raise ValueError(f"method {method!r} gives no parts; choose from auto, exact, per-sample")
+
+
+def check_resume(resume: Path | None, by: str | None, metrics: Sequence[str], method: str) -> None:
+    """What is kept is one run: metrics that share their work."""
+    if resume is None:
+        return
+    if by is not None or set(metrics) - set(TITLES):
+        raise ValueError(
+            f"--resume keeps runs of {', '.join(TITLES)}; leave --by and other metrics for a second command"
+        )
+    if method not in methods()["measure_all"]:
+        raise ValueError(
+            f"method {method!r} measures one thing after the other, and --resume keeps one run; choose from "
+            + ", ".join(methods()["measure_all"])
+        )
 
 
 def parse_by(text: str) -> str | list[str]:

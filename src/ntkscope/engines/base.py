@@ -83,6 +83,7 @@ class Sizes:
         itemsize: Bytes of a number.
         held: Samples whose gradients are kept at once; all of them if 0.
         no_products: Why there are no products with J over the whole batch; empty where there are.
+        no_directions: Why samples have no forward products of their own; empty where they have.
     """
 
     n: int
@@ -102,6 +103,7 @@ class Sizes:
     itemsize: int = 4
     held: int = 0
     no_products: str = ""
+    no_directions: str = ""
 
 
 @dataclass(frozen=True)

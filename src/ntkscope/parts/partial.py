@@ -200,7 +200,7 @@ class _Work:
 
 def _check_forward(problem: PartialProblem) -> None:
     """An error if there are no forward products."""
-    if problem.parts > 1 and not isinstance(problem.samples, Refusal):
+    if problem.has_directions and not isinstance(problem.samples, Refusal):
         _ = problem.samples.direction_size
     else:
         problem.engine.check_forward()

@@ -54,7 +54,7 @@ def report_figure(report: Shown, title: str = "", subtitle: str = "") -> Figure:
     Raises:
         ValueError: If there is no kernel.
     """
-    from matplotlib.figure import Figure
+    from ntkscope.picture import Picture
 
     numbers = numbers_of(report)
     lying, panels = _lies(numbers), _panels(numbers, None)
@@ -64,7 +64,7 @@ def report_figure(report: Shown, title: str = "", subtitle: str = "") -> Figure:
     names = max(text_width(fitted(name, NAME_WIDTH, 9), 9) for name in numbers.names)
     map_width, map_height = names + side + 1.0, 0.8 * names + side
     width = max(width, *(map_width for _ in pictured), 4.8)
-    figure = Figure(
+    figure = Picture(
         figsize=(width, height + 0.9 + len(pictured) * map_height),
         layout="constrained",
     )

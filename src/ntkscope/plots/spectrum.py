@@ -26,14 +26,15 @@ def spectrum_figure(spectra: Mapping[str, Spectrum], title: str = "Eigenvalues")
         ValueError: If no spectrum has a positive eigenvalue.
     """
     import numpy as np
-    from matplotlib.figure import Figure
+
+    from ntkscope.picture import Picture
 
     largest = max((spectrum.largest for spectrum in spectra.values()), default=0.0)
     if not largest > 0:
         raise ValueError(
             "there is no positive eigenvalue to draw; pass the spectrum of a kernel that is not 0"
         )
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Picture(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
     for (name, spectrum), color in zip(spectra.items(), itertools.cycle(COLORS), strict=False):
         lowest = max(spectrum.smallest_seen(), spectrum.epsilon * spectrum.largest)

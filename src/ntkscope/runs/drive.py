@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ntkscope.interrupts import heed_interrupt
+from ntkscope.journal import active
 from ntkscope.results import Estimate, Measurement, student_t_quantile
 from ntkscope.runs.together import agreed, now
-from ntkscope.settings import Options, Progress, check_minimum
+from ntkscope.settings import Options, Progress, check_minimum, check_not_resumed
 
 __all__ = ["SHORT_STRIDE", "Run", "drive", "estimates_of", "first_look_of", "is_within"]
 
@@ -159,6 +160,8 @@ def drive(
         ValueError: For a budget below the minimum.
     """
     options = options or Options()
+    if not active():
+        check_not_resumed(options)
     check_minimum(options, run.minimum if exact is None else min(run.minimum, exact.minimum))
     limit = options.max_products if options.to_tolerance else options.products
     if exact is not None and (limit is None or exact.minimum <= limit):
@@ -198,8 +201,8 @@ def _is_zero(estimate: Estimate) -> bool:
 def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Callable[[], float]) -> str:
     """Grow step by step; the answer says why it ended."""
     spent, start, is_met = 0, clock(), False
-    # A look at a result may take all processes.
-    looks = agreed(progress is not None) or budget.to_tolerance
+    # A look at a result may take all processes, and be kept in a file.
+    looks = agreed(progress is not None) or budget.to_tolerance or active()
     target = _first_look(run, budget) if budget.to_tolerance else _fixed_step(run, 0, budget)
     while True:
         try:

@@ -102,10 +102,11 @@ def curves_figure(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> 
     columns = 2 if len(drawn) == 4 else min(3, len(drawn))
     rows = -(-len(drawn) // columns)
     figure = _figure((columns * 3.6, rows * 2.6))
-    axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
     for axis, (name, lines) in zip(axes, drawn, strict=False):
         draw_lines(axis, lines, name)
         axis.set_title(title_of(name), fontsize=LETTERS + 1, color=INK)
+        axis.tick_params(labelbottom=True)
     for axis in axes[len(drawn) :]:
         axis.remove()
     return figure
@@ -139,15 +140,27 @@ def _limits(axis: Axes, curves: Sequence[Curve], bounded: bool) -> None:
     if not len(values):
         return
     low, high = float(values.min()), float(values.max())
-    if bounded:
-        low, high = (0.0, 1.0) if low < 0.8 and high > 0.5 else (low, high)
-        room = max(0.05 * (high - low), 1e-6)
-        axis.set_ylim(low - room, high + room)
-    elif low > 0 and high > _FAR * low:
+    if not bounded and low > 0 and high > _FAR * low:
         axis.set_yscale("log")
         axis.set_ylim(low / 2, high * 2)
+        return
+    lowest, highest = _with_bands(curves, low, high)
+    if bounded:
+        lowest, highest = max(lowest, min(low, 0.0)), min(highest, max(high, 1.0))
+        if low < 0.8 and high > 0.5:
+            lowest, highest = min(lowest, 0.0), 1.0
+        room = max(0.05 * (highest - lowest), 1e-6)
+        axis.set_ylim(lowest - room, highest + room)
     elif low >= 0:
-        axis.set_ylim(0, 1.08 * high if high else 1.0)
+        axis.set_ylim(0, 1.08 * highest if highest else 1.0)
+
+
+def _with_bands(curves: Sequence[Curve], low: float, high: float) -> tuple[float, float]:
+    """Room for the bands too, but for what of them is wider than all of the curves."""
+    reach = max(high - low, 0.2 * max(abs(low), abs(high)))
+    ends = np.concatenate([end[np.isfinite(end)] for curve in curves for end in (curve.low, curve.high)])
+    ends = np.append(ends, [low, high]).clip(low - reach, high + reach)
+    return float(ends.min()), float(ends.max())
 
 
 def matrix_figure(
@@ -230,9 +243,9 @@ def style(axis: Axes) -> None:
 
 
 def _figure(size: tuple[float, float]) -> Figure:
-    from matplotlib.figure import Figure
+    from ntkscope.picture import Picture
 
-    return Figure(figsize=size, layout="constrained")
+    return Picture(figsize=size, layout="constrained")
 
 
 def palette() -> Mapping[str, str]:

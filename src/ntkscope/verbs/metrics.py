@@ -57,7 +57,9 @@ class MetricVerbs:
                 below the method's minimum.
             TypeError: For an option that there is not, or of the wrong kind.
         """
-        return measure.single("trace", [self], method, options_of(options, products, seed, limits))
+        return measure.single(
+            "trace", [self], method, options_of(options, products, seed, limits, keeps=True)
+        )
 
     def frobenius_norm(
         self,
@@ -74,7 +76,7 @@ class MetricVerbs:
         rows of J, or by JᵀJ, whichever is cheapest; ``"hutch++"`` runs Hutch++ on K², two NTK
         products a probe, as arXiv 2511.10796 does.
         """
-        chosen = options_of(options, products, seed, limits)
+        chosen = options_of(options, products, seed, limits, keeps=True)
         return measure.single("frobenius_norm", [self], method, chosen)
 
     def effective_rank(
@@ -97,7 +99,7 @@ class MetricVerbs:
         ``population=True``: Σ_{b≠b'} tr K_bb tr K_b'b' / Σ_{b≠b'} ‖K_bb'‖², from different samples
         alone, which does not depend on their number (arXiv 2509.26560); by ``"exact"`` or ``"per-sample"``.
         """
-        chosen = options_of(options, products, seed, limits)
+        chosen = options_of(options, products, seed, limits, keeps=not population)
         if population:
             if trace_method is not None:
                 raise ValueError("population=True has traces of its own; leave trace_method= out")
@@ -134,7 +136,7 @@ class MetricVerbs:
             ValueError: If the kernels do not act on states of one shape, or with ``centered=True`` if
                 there are no samples that are treated on their own.
         """
-        chosen = options_of(options, products, seed, limits)
+        chosen = options_of(options, products, seed, limits, keeps=not centered)
         if centered:
             return centered_alignment(self.engine, checked_other(self, other), method, chosen)
         return measure.single("alignment", [self, checked_other(self, other)], method, chosen)
@@ -159,7 +161,7 @@ class MetricVerbs:
         >>> round(ntk.metric("inner_product", ntk, method="exact").value, 6)
         2.0
         """
-        chosen = options_of(options, products, seed, limits)
+        chosen = options_of(options, products, seed, limits, keeps=True)
         return measure.single(name, [self, *(checked_other(self, other) for other in others)], method, chosen)
 
     def measure(
@@ -189,7 +191,7 @@ class MetricVerbs:
         """
         given, names = named_kernels(others)
         kernels = [self, *(checked_other(self, other) for other in given)]
-        chosen = options_of(options, products, seed, limits)
+        chosen = options_of(options, products, seed, limits, keeps=True)
         wanted = measure.check_metrics(metrics)
         found = measure.measure(kernels, wanted, method, chosen, trace_method=trace_method)
         return dataclasses.replace(found, others=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 from ntkscope.engines.base import Engine, Machine, Refusal, Samples, Sizes
 from ntkscope.errors import argument
+from ntkscope.journal import recorded_form
 from ntkscope.operators.composed import as_factor, as_map
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Factor, Map
@@ -68,12 +70,19 @@ class Problem:
     @functools.cached_property
     def sizes(self) -> Sizes | None:
         """Counts to plan with; ``None`` for matrices."""
-        return None if self.engines is None else self.engines[0].sizes(len(self.operators))
+        if self.engines is None:
+            return None
+        engine, count = self.engines[0], len(self.operators)
+        # A run that goes on takes the same way, whatever memory and time there are then.
+        return Sizes(**recorded_form("sizes", lambda: dataclasses.asdict(engine.sizes(count))))
 
     @functools.cached_property
     def machine(self) -> Machine | None:
         """What the device does in a second; ``None`` for matrices."""
-        return None if self.engines is None else self.engines[0].machine()
+        if self.engines is None:
+            return None
+        engine = self.engines[0]
+        return Machine(**recorded_form("machine", lambda: dataclasses.asdict(engine.machine())))
 
     @functools.cached_property
     def maps(self) -> tuple[Map, ...]:

@@ -80,6 +80,11 @@ class PartialProblem:
         """Independent parts of one random estimate: the samples, where they are traced over."""
         return 1 if self.inside.across or not self.has_samples else len(self.inside.columns[0])
 
+    @property
+    def has_directions(self) -> bool:
+        """Whether samples have directions of their own in forward products."""
+        return self.parts > 1 and not self.engine.sizes().no_directions
+
     def probes_for(self, rtol: float) -> int:
         """Probes that a tolerance is expected to take."""
         return max(_FEWEST, math.ceil(_VARIANCE / self.parts / rtol**2))
@@ -225,7 +230,7 @@ class Forward:
     def seconds(self, problem: PartialProblem, sizes: Sizes, machine: Machine, probes: int) -> float:
         """A forward product and a product of the state with itself."""
         contracted = machine.seconds(2.0 * probes * problem.axes.size * sizes.n, 0, 0)
-        if problem.parts > 1:
+        if problem.has_directions:
             return contracted + probes * PerSampleForward().product_seconds(sizes, machine)
         return contracted + jvp_seconds(sizes, machine, probes)
 
@@ -238,7 +243,7 @@ class Forward:
         engine, samples, table = problem.engine, problem.samples, problem.axes.table
 
         def states(start: int, stop: int) -> Small:
-            if isinstance(samples, Refusal) or problem.parts == 1:
+            if isinstance(samples, Refusal) or not problem.has_directions:
                 size = engine.shape[1]
                 u = sphere_probes(size, start, stop, seed=seed, stream=_FORWARD_STREAM)
                 return np.asarray(engine.map() @ u, dtype=np.float64).T

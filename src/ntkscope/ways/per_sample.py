@@ -107,9 +107,9 @@ class PerSampleForward(_PerSampleTrace):
     """
 
     def why_not(self, problem: Problem) -> str:
-        """An engine may have no products."""
-        reason = super().why_not(problem)
-        return reason or ("" if problem.sizes is None else problem.sizes.no_products)
+        """An engine may have no forward products."""
+        reason, sizes = super().why_not(problem), problem.sizes
+        return reason or ("" if sizes is None else sizes.no_products or sizes.no_directions)
 
     name = method = "per-sample-forward"
 

@@ -312,3 +312,22 @@ def test_the_forward_half() -> None:
 def test_what_is_derived_is_told() -> None:
     ntk = NTK(_build(lambda: nn.Linear(4, 3), CHANGES["pruned"]), random(5, 4))
     assert "1 weights derived from parameters" in ntk.engine.samples().describe()
+
+
+@pytest.mark.parametrize("kind", ["matrix_exp", "cayley", "householder"])
+def test_a_weight_that_every_step_derives_anew_is_derived_once(kind: str) -> None:
+    torch.manual_seed(0)
+    cell = parametrizations.orthogonal(nn.Linear(4, 4), orthogonal_map=kind)
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        hidden = x
+        for _ in range(4):
+            hidden = torch.tanh(m.cell(hidden) + x)
+        return hidden
+
+    model = Function(run, cell=cell).double()
+    inputs = random(5, 4)
+    ntk, expected = NTK(model, inputs), dense(model, inputs)
+    assert _derived(ntk) == 1
+    torch.testing.assert_close(ntk.to_dense(), expected.kernel, rtol=1e-9, atol=1e-11)
+    assert ntk.frobenius_norm("exact").value == pytest.approx(expected.frobenius_norm, rel=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from gpt import make, tokens
 from ntkscope import NTK
 from ntkscope.engines.torch.gradients.factors import Outer
+from ntkscope.engines.torch.hooks.gradients import Hooked
 from ntkscope.engines.torch.hooks.places import codes
 from ntkscope.engines.torch.hooks.products import meetings
 from ntkscope.engines.torch.hooks.taps import Place
@@ -155,11 +157,45 @@ def test_inputs_are_not_kept_beside_a_checkpoint() -> None:
     assert with_checkpoints < sum(kept) / 3
 
 
+def test_factors_are_let_go_when_they_are_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = make(layers=3), tokens(4)
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    ntk = hooked(model, x)
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    factors = Hooked.factors
+
+    def watched(self: Hooked, name: str, *sides: Tensor) -> Any:
+        alive.append(sum(one() is not None for one in made))
+        found = factors(self, name, *sides)
+        made.extend(map(weakref.ref, found.values()))
+        return found
+
+    monkeypatch.setattr(Hooked, "factors", watched)
+    ntk.frobenius_norm("per-sample", products=3)
+    assert len(made) > 20
+    assert max(alive) == 0
+
+
 def test_layers_add_up() -> None:
     ntk = hooked(make(layers=1), tokens(5))
     whole, parts = ntk.fingerprint(probes=3), ntk.fingerprint(probes=3, by="layer")
     assert parts.trace().value == pytest.approx(whole.trace().value, rel=1e-9)
     assert parts.frobenius_norm().value == pytest.approx(whole.frobenius_norm().value, rel=1e-9)
+
+
+@pytest.mark.parametrize("keep", ["batch", "unit", "place"])
+@pytest.mark.parametrize("method", ["exact", "reverse"])
+def test_partial_traces_are_those_of_tracing(keep: str, method: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x = torch.randn(3, 3, 4, dtype=torch.float64)
+    options: dict[str, Any] = {} if method == "exact" else {"products": 40}
+    names = ("batch", "place", "unit")
+    ours, theirs = (
+        ntk.partial_trace(keep, names, method, **options) for ntk in (hooked(model, x), NTK(model, x))
+    )
+    assert ours.values == pytest.approx(theirs.values, rel=1e-9, abs=1e-9)
 
 
 # The state of things.

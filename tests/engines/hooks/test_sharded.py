@@ -13,7 +13,7 @@ import torch.multiprocessing as multiprocessing
 
 from gpt import LENGTH, WIDTH, WORDS, make, tokens
 from ntkscope import NTK
-from sharded import COUNTS, PROBES, SCENARIOS, measured, process
+from sharded import COUNTS, PROBES, SCENARIOS, layers, measured, process
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
@@ -47,6 +47,11 @@ def test_all_metrics_are_those_of_one_process(found: Callable[..., Any], one: di
     for rank in range(WORLD):
         assert found("metrics", rank) == pytest.approx(one, rel=1e-4)
     assert found("metrics", 0) == found("metrics", 1)
+
+
+def test_parts_are_those_of_one_process(found: Callable[..., Any]) -> None:
+    assert found("splits") == pytest.approx(layers(NTK(make(0, layers=1), tokens(8))), rel=1e-4, abs=1e-9)
+    assert found("splits", 0) == found("splits", 1)
 
 
 def test_layers_spread_over_processes(found: Callable[..., Any]) -> None:
@@ -92,6 +97,8 @@ def test_samples_of_other_shapes_are_refused(found: Callable[..., Any]) -> None:
 
 def test_what_is_said(found: Callable[..., Any]) -> None:
     said = found("text", 1)
+    # Else they would wait for each other.
+    assert said["plan"] == found("text", 0)["plan"]
     assert f"state 8×{WORDS}" in said["repr"]
     assert "on 2 processes with 3 samples here" in said["samples"]
 

@@ -34,16 +34,26 @@ def test_numbers_of_samples_are_those_of_a_traced_model() -> None:
     )
 
 
-REFUSED: dict[str, Callable[[NTK], Any]] = {
-    "splits are not there where hooks": lambda ntk: ntk.split(),
-    "partial traces are not there where hooks": lambda ntk: ntk.partial_trace("batch"),
-}
+@pytest.mark.parametrize("by", ["layer", "parameter", {"a": "0.weight", "b": "*"}], ids=str)
+@pytest.mark.parametrize("method", ["exact", "per-sample"])
+def test_splits_are_those_of_a_traced_model(by: Any, method: str) -> None:
+    hooked, traced = _kernels()
+    limits: dict[str, Any] = {"products": 5} if method == "per-sample" else {}
+    for metric in ("trace", "frobenius_norm"):
+        found, expected = (
+            kernel.split(metric, by=by, method=method, **limits) for kernel in (hooked, traced)
+        )
+        assert list(found.parts) == list(expected.parts)
+        for name, part in expected.parts.items():
+            assert found.parts[name].value == pytest.approx(part.value, rel=1e-9)
+            assert found.parts[name].stderr == pytest.approx(part.stderr, rel=1e-6)
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_hooks_do_not_give_is_refused(words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        REFUSED[words](_kernels()[0])
+def test_alignments_of_parts_are_those_of_a_traced_model() -> None:
+    hooked, traced = _kernels()
+    for limits in ({"method": "exact"}, {"method": "per-sample", "products": 6}):
+        found, expected = (kernel.part_alignments(**limits).values for kernel in (hooked, traced))
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 PRODUCTS: dict[str, Callable[[NTK], Any]] = {

@@ -98,7 +98,7 @@ def test_time_is_that_of_the_first_process(found: Look) -> None:
     [
         ("parameters", "the parameters of process 1 are not those of process 0"),
         ("lengths", "the structures of process 1 are not those of process 0"),
-        ("coupled", "those of process 0 are not"),
+        ("coupled", "of those of process 0, "),
         ("not finite", "NaN or infinite"),
         ("loss", "leave loss= out"),
         ("stream", "give each one batch"),

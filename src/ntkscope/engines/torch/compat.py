@@ -29,6 +29,8 @@ __all__ = [
     "BATCH_NORMS",
     "FLOP_FORMULAS",
     "NO_RECORDING",
+    "PACK",
+    "PAD",
     "TO_COPY",
     "DispatchMode",
     "OpOverload",
@@ -59,6 +61,11 @@ try:
     from torch._ops import OpOverload
 except ImportError:
     OpOverload = type(torch.ops.aten.add.Tensor)  # type: ignore[misc,assignment]
+
+
+#: What torch.nn.utils.rnn packs sequences with, and pads them again.
+PACK: Any = getattr(torch, "_pack_padded_sequence", None)
+PAD: Any = getattr(torch, "_pad_packed_sequence", None)
 
 
 def schema_of(operation: Any) -> Any:

@@ -17,6 +17,8 @@ from ntkscope.engines.base import Machine, Refusal, Sizes
 from ntkscope.engines.torch import machine
 from ntkscope.engines.torch.batches import difference, digest
 from ntkscope.engines.torch.errors import StructureError
+from ntkscope.engines.torch.hooks.instead import hooked_instead
+from ntkscope.engines.torch.hooks.samples import NO_DIRECTIONS, HookedSamples
 from ntkscope.engines.torch.jacobian import Jacobian
 from ntkscope.engines.torch.maps import ForwardMap, KernelMap
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
@@ -57,6 +59,9 @@ class TorchEngine(StateVectors):
         ValueError: As :class:`ntkscope.NTK`.
     """
 
+    #: Whether a run may be kept in a file, and gone on with.
+    keeps_work = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -90,7 +95,7 @@ class TorchEngine(StateVectors):
             "class_dim": class_dim,
             "scale": scale,
         }
-        self._samples: TorchSamples | Refusal | None = None
+        self._samples: TorchSamples | HookedSamples | Refusal | None = None
         self._sizes: Sizes | None = None
         self._digest: str | None = None
 
@@ -146,13 +151,13 @@ class TorchEngine(StateVectors):
 
     # Structure.
 
-    def samples(self) -> TorchSamples | Refusal:
+    def samples(self) -> TorchSamples | HookedSamples | Refusal:
         """The Jacobian of every sample on its own, or why there is none."""
         if self._samples is None:
             self._samples = self._find_samples()
         return self._samples
 
-    def _find_samples(self) -> TorchSamples | Refusal:
+    def _find_samples(self) -> TorchSamples | HookedSamples | Refusal:
         batch_dim = self._options["batch_dim"]
         if batch_dim is None:
             return Refusal(f"{argument('batch_dim', None)} says that they are coupled")
@@ -169,9 +174,19 @@ class TorchEngine(StateVectors):
         try:
             jacobian = SampleJacobian(self.function, batch_dim, self.budget, ledger=self.ledger)
         except StructureError as error:
-            return Refusal(str(error))
+            return self._hooked(error)
         memo.keep(self.function, signature, jacobian)
         return TorchSamples(jacobian)
+
+    def _hooked(self, error: StructureError) -> HookedSamples | Refusal:
+        """The samples without a graph, where hooks give them."""
+        options = self._options
+        if options["loss"] is not None or options["scale"] is not None:
+            # Weights of states and parameters are known to a graph alone.
+            return Refusal(str(error))
+        names = ("outputs", "layer", "batch_dim", "memory_budget", "chunk_size")
+        picked = {name: options[name] for name in names}
+        return hooked_instead(self.function, error, picked, self.ledger)
 
     def sizes(self, kernels: int = 1) -> Sizes:
         """Counts to plan with."""
@@ -196,6 +211,16 @@ class TorchEngine(StateVectors):
         samples = self.samples()
         if isinstance(samples, Refusal):
             return base
+        if isinstance(samples, HookedSamples):
+            return dataclasses.replace(
+                base,
+                batch=samples.batch,
+                outputs=samples.outputs,
+                taps=samples.hooked.output_size,
+                gradient_flops=float(p),
+                used=p,
+                no_directions=NO_DIRECTIONS,
+            )
         jacobian = samples.jacobian
         return dataclasses.replace(
             base,
@@ -217,6 +242,8 @@ class TorchEngine(StateVectors):
     def dense(self) -> Tensor:
         """K itself, shape (n, n), in tiles."""
         samples = self.samples()
+        if isinstance(samples, HookedSamples):
+            return samples.dense()
         source = WholeRows(self.jacobian) if isinstance(samples, Refusal) else SampleRows(samples.jacobian)
         return dense_kernel(source, self.shape[0], self.budget)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["distance", "furthest", "length"]
+__all__ = ["distance", "furthest", "joint_distance", "joint_length", "joint_sums", "length"]
 
-# Numbers at a time.
-_STEP = 1 << 20
+# Numbers at a time: what is made of them stays in the processor's cache.
+_STEP = 1 << 15
+# Tensors that are smaller together are taken as one: each on its own takes longer than its numbers.
+_JOINT = _STEP
 
 
 def _differences(first: Tensor, second: Tensor | None) -> Iterator[Tensor]:
@@ -41,3 +43,42 @@ def furthest(first: Tensor, second: Tensor | None = None) -> float:
     """The largest |x| or |x - y|; NaN if there is one."""
     largest = [part.abs().max() for part in _differences(first, second)]
     return float(torch.stack(largest).max()) if largest else 0.0
+
+
+def joint_length(values: Sequence[Tensor]) -> float:
+    """‖x‖ of the entries of all tensors together.
+
+    >>> joint_length([torch.tensor([2.0]), torch.tensor([[3.0], [6.0]])])
+    7.0
+    """
+    return math.hypot(*(length(_joined(values, group)) for group in _groups(values)))
+
+
+def joint_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """‖x - y‖ of the entries of all tensors together, which are of the same sizes in both."""
+    return math.hypot(*(distance(_joined(first, group), _joined(second, group)) for group in _groups(first)))
+
+
+def joint_sums(values: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Sums of entries, in their own dtype, of which at least one is not finite where an entry is not."""
+    for group in _groups(values):
+        yield _joined(values, group).sum()
+
+
+def _groups(values: Sequence[Tensor]) -> Iterator[range]:
+    """Tensors that stand side by side, are small together and lie on one device."""
+    start, size = 0, 0
+    for index, value in enumerate(values):
+        fits = size + value.numel() <= _JOINT and value.device == values[start].device
+        if index > start and not fits:
+            yield range(start, index)
+            start, size = index, 0
+        size += value.numel()
+    if values:
+        yield range(start, len(values))
+
+
+def _joined(values: Sequence[Tensor], group: range) -> Tensor:
+    if len(group) == 1:
+        return values[group.start]
+    return torch.cat([values[index].reshape(-1) for index in group])

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import array_api_compat.torch as array_api_torch
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkscope.engines.torch.finite import check_squares
 from ntkscope.engines.torch.state import StateFunction
+from ntkscope.journal import active, recorded
 from ntkscope.operators.arrays import ArrayBlocks
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.probes import sphere_probes
 from ntkscope.operators.space import Small
 
-__all__ = ["ForwardMap", "KernelMap", "Products", "ReverseMap"]
+__all__ = ["ForwardMap", "KernelMap", "Products", "ReverseMap", "portions"]
 
 
 class Products(Protocol):
@@ -45,6 +49,15 @@ class Products(Protocol):
     def ntk(self, z: Tensor) -> Tensor:
         """Kz for every row of z: (k, n) → (k, n)."""
         ...
+
+
+# Columns of a block that are kept together.
+_TOGETHER = 8
+
+
+def portions(block: Tensor) -> Sequence[Tensor]:
+    """A block, in a few columns at a time where products are kept in a file."""
+    return block.split(_TOGETHER, dim=1) if active() else [block]
 
 
 class _JacobianMap(ArrayBlocks):
@@ -111,6 +124,25 @@ class _JacobianMap(ArrayBlocks):
         result = result[:, 0] if block.dim() == 1 else result
         return result.cpu().numpy() if from_numpy else result.to(self.jacobian.function.dtype)
 
+    def _kept(self, name: str, work: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        """Products with every column; a few at a time where they are kept in a file."""
+        if not active():
+            return self._from_rows(work(self._to_rows(block)))
+
+        def product(part: Tensor) -> NDArray[Any]:
+            return np.asarray(work(self._to_rows(part)).to("cpu", self._dtype).numpy())
+
+        parts = [
+            recorded(
+                name,
+                functools.partial(product, part),
+                self.jacobian.ledger,
+            )
+            for part in portions(block)
+        ]
+        rows = torch.from_numpy(np.concatenate(parts))
+        return self._from_rows(rows.to(self._device))
+
     def _to_rows(self, block: Tensor) -> Tensor:
         """Rows in the model's dtype; blocks are in single precision at least."""
         return block.T.to(self.jacobian.function.dtype)
@@ -128,7 +160,7 @@ class KernelMap(_JacobianMap):
     def apply(self, block: Tensor) -> Tensor:
         """K @ block."""
         self.jacobian.ledger.add(products=block.shape[1])
-        return self._from_rows(self.jacobian.ntk(self._to_rows(block)))
+        return self._kept("K", self.jacobian.ntk, block)
 
     @property
     def T(self) -> KernelMap:
@@ -144,11 +176,16 @@ class ReverseMap(_JacobianMap):
 
     def apply(self, block: Tensor) -> Tensor:
         """Jᵀ @ block."""
-        return self._from_rows(self.jacobian.vjp(self._to_rows(block)))
+        return self._kept("J^T", self.jacobian.vjp, block)
 
     def squares(self, block: Tensor) -> Small:
         """Squared lengths of Jᵀ @ block, chunk by chunk."""
-        return self._to_numpy(self.jacobian.vjp_squared_norms(self._to_rows(block)))
+
+        def squares(part: Tensor) -> Small:
+            return self._to_numpy(self.jacobian.vjp_squared_norms(self._to_rows(part)))
+
+        ledger, parts = self.jacobian.ledger, portions(block)
+        return np.concatenate([recorded("|J^T|", functools.partial(squares, x), ledger) for x in parts])
 
     @property
     def T(self) -> ForwardMap:
@@ -166,7 +203,7 @@ class ForwardMap(_JacobianMap):
 
     def apply(self, block: Tensor) -> Tensor:
         """J @ block."""
-        return self._from_rows(self.jacobian.jvp(self._to_rows(block)))
+        return self._kept("J", self.jacobian.jvp, block)
 
     @property
     def T(self) -> ReverseMap:

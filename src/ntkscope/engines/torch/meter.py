@@ -32,6 +32,8 @@ class ForwardMeter(DispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        # Formulas take as long as what they count, and the steps of a recurrence are alike.
+        self._known: dict[Any, int] = {}
         self._operations = 0
         self._elements = 0
         self._flops = 0
@@ -40,11 +42,23 @@ class ForwardMeter(DispatchMode):
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
             self._operations += 1
-            written = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-            self._elements += sum(leaf.numel() for leaf in written)
+            if isinstance(result, Tensor):
+                self._elements += result.numel()
+            else:
+                written = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+                self._elements += sum(leaf.numel() for leaf in written)
             if func.overloadpacket in FLOP_FORMULAS:
-                self._flops += FLOP_FORMULAS[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+                self._flops += self._flops_of(func, args, kwargs or {}, result)
         return result
+
+    def _flops_of(self, func: Any, args: Any, kwargs: Any, result: Any) -> int:
+        formula = FLOP_FORMULAS[func.overloadpacket]
+        if kwargs or not all(isinstance(value, Tensor) for value in args):
+            return int(formula(*args, **kwargs, out_val=result))
+        key = func, tuple([value.shape for value in args])
+        if key not in self._known:
+            self._known[key] = int(formula(*args, out_val=result))
+        return self._known[key]
 
     def size(self) -> ForwardSize:
         """What was counted."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkscope.engines.torch.checkpoints import plain_checkpoints
@@ -20,6 +19,8 @@ from ntkscope.engines.torch.compat import (
     plain_recurrence,
     warn_of_loops_under_vmap,
 )
+from ntkscope.engines.torch.packed import lengths_of
+from ntkscope.engines.torch.recurrences import CELLS, padded_layers
 from ntkscope.errors import said
 from ntkscope.interrupts import uninterrupted
 
@@ -59,7 +60,7 @@ class _PlainRecurrences(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._plain = {getattr(torch, name): _decomposed(name) for name in _RECURRENT} | _CELLS
+        self._plain = {getattr(torch, name): _decomposed(name) for name in _RECURRENT} | dict(CELLS)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -108,47 +109,18 @@ def _decomposed(name: str) -> Callable[..., Any]:
             )
         if not is_packed:
             return padded(*args)
-        return packed(args[0], args[1].tolist(), *args[2:])
+        lengths = lengths_of(args[1])
+        if lengths is None:
+            return packed(args[0], args[1].tolist(), *args[2:])
+        data, _, hidden, weights, biases, count, _, _, both_ways = args
+        states = hidden if name == "lstm" else (hidden,)
+        outputs, *lasts = padded_layers(
+            name, data.unflatten(0, (lengths.steps, -1)), lengths, states, weights,
+            biases=biases, layers=count, both_ways=both_ways,
+        )  # fmt: skip
+        return outputs.flatten(0, 1), *lasts
 
     return call
-
-
-def _gates(count: int, x: Tensor, hidden: Tensor, *weights: Tensor | None) -> tuple[list[Any], list[Any]]:
-    """The input's and the hidden state's part of every gate."""
-    input_weight, hidden_weight, input_bias, hidden_bias = [*weights, None, None][:4]
-    parts = [F.linear(x, input_weight, input_bias), F.linear(hidden, hidden_weight, hidden_bias)]  # type: ignore[arg-type]
-    first, second = (part.chunk(count, dim=-1) for part in parts)
-    return list(first), list(second)
-
-
-def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def cell(x: Tensor, hidden: Tensor, *weights: Tensor | None) -> Tensor:
-        (ours,), (theirs,) = _gates(1, x, hidden, *weights)
-        return activation(ours + theirs)
-
-    return cell
-
-
-def _gru_cell(x: Tensor, hidden: Tensor, *weights: Tensor | None) -> Tensor:
-    ours, theirs = _gates(3, x, hidden, *weights)
-    reset, update = (torch.sigmoid(a + b) for a, b in zip(ours[:2], theirs[:2], strict=True))
-    candidate = torch.tanh(ours[2] + reset * theirs[2])
-    return candidate + update * (hidden - candidate)
-
-
-def _lstm_cell(x: Tensor, state: Sequence[Tensor], *weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    ours, theirs = _gates(4, x, state[0], *weights)
-    take, forget, candidate, show = (a + b for a, b in zip(ours, theirs, strict=True))
-    memory = torch.sigmoid(forget) * state[1] + torch.sigmoid(take) * torch.tanh(candidate)
-    return torch.sigmoid(show) * torch.tanh(memory), memory
-
-
-_CELLS: dict[Any, Callable[..., Any]] = {
-    torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
-    torch.rnn_relu_cell: _rnn_cell(torch.relu),
-    torch.gru_cell: _gru_cell,
-    torch.lstm_cell: _lstm_cell,
-}
 
 
 def plain_recurrences() -> TorchFunctionMode:

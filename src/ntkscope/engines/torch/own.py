@@ -9,6 +9,7 @@ buffers put in; what the call leaves behind (caches, counters, running averages)
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from ntkscope.engines.torch.compat import BATCH_NORMS
+from ntkscope.engines.torch.outlines import Outline, outline_of
 from ntkscope.errors import argument
 
 __all__ = ["LayerTap", "OwnModule", "unwrapped"]
@@ -72,11 +74,13 @@ class LayerTap:
             raise ValueError(f"the model has no submodule {name!r}; its submodules are: {known}")
         self._name = name
         self._caught: list[Any] = []
+        self._is_watching = False
         self.module = modules[name]
 
     def catch(self, module: nn.Module, arguments: Any, output: Any) -> None:
         """The hook that the submodule is given for the time of a call."""
-        self._caught.append(output)
+        if self._is_watching:
+            self._caught.append(output)
 
     def watch(self, call: Callable[[], Any]) -> Any:
         """What the submodule returned during the call.
@@ -85,8 +89,12 @@ class LayerTap:
             ValueError: If it was not called exactly once.
         """
         self._caught.clear()
-        call()
-        caught, self._caught[:] = list(self._caught), []
+        self._is_watching = True
+        try:
+            call()
+        finally:
+            self._is_watching = False
+            caught, self._caught[:] = list(self._caught), []
         if len(caught) != 1:
             raise ValueError(
                 f"the submodule {self._name!r} was called {len(caught)} times in one forward pass, "
@@ -158,8 +166,12 @@ class OwnModule:
 
     def is_like(self, other: OwnModule) -> bool:
         """Whether the other's module has the same attributes, but for parameters and buffers."""
-        mine, theirs = ([_outline(kept) for kept in own._kept] for own in (self, other))
-        return self.model is other.model and mine == theirs
+        return self.model is other.model and self.outline == other.outline
+
+    @functools.cached_property
+    def outline(self) -> Outline:
+        """What tells it from the same module at another moment, but for parameters and buffers."""
+        return outline_of(self._kept, unless=_TAP)
 
     def call(self, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The state, with these parameters and buffers in place of the module's own."""
@@ -221,26 +233,6 @@ def _outside_inference(value: Any) -> Any:
         with torch.inference_mode(False):
             return value.clone()
     return value
-
-
-def _outline(kept: Mapping[str, Any]) -> list[Any]:
-    """What tells two states of a module apart: plain values by their value, all else by identity."""
-    plain = (bool, int, float, str, type(None))
-    hidden = ("_parameters", "_buffers")
-    return [
-        (name, value if isinstance(value, plain) else _members(value))
-        for name, value in kept.items()
-        if name not in hidden
-    ]
-
-
-def _members(value: Any, depth: int = 4) -> Any:
-    """The objects that containers hold, which are copied themselves."""
-    if depth and isinstance(value, dict):
-        return [(str(key), _members(item, depth - 1)) for key, item in value.items() if key != _TAP]
-    if depth and isinstance(value, (list, tuple, collections.deque)):
-        return [_members(item, depth - 1) for item in value]
-    return sorted(map(id, value)) if isinstance(value, set) else id(value)
 
 
 class _Fresh:

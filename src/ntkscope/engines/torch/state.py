@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from ntkscope.engines.torch.memory import is_out_of_memory
 from ntkscope.engines.torch.meter import ForwardMeter, ForwardSize
 from ntkscope.engines.torch.modes import differentiable_operations, has_recurrence, undisturbed
 from ntkscope.engines.torch.own import OwnModule
+from ntkscope.engines.torch.proofs import Claim, keep, recall
 from ntkscope.engines.torch.witness import Witness, check_finite, check_probe, differing
 from ntkscope.errors import said
 
@@ -114,7 +115,11 @@ class StateFunction:
             self.inputs = checked_inputs(inputs, self._floating, detach)
             self._roots = roots or {}
             self._centre = {name: self.parameters[name].detach() for name in self._roots}
-            self._prove(proven)
+            # What is differentiated itself, or measured at other parameters, is proven each time.
+            claim = None
+            if detach and not self._roots:
+                claim = Claim.of(self._own.outline, layer, outputs, self.parameters, self.inputs)
+            self._prove(proven, claim)
 
     @property
     def device(self) -> torch.device:
@@ -189,6 +194,10 @@ class StateFunction:
         with undisturbed(), differentiable_operations(recurrent=self._recurrent), self._own.as_it_was():
             yield
 
+    def as_it_was(self) -> AbstractContextManager[None]:
+        """A context in which the user's module has its attributes of this moment: modes, hooks and flags."""
+        return self._own.as_it_was()
+
     def witness(self) -> Witness:
         """One backward pass of a random z through the user's own module, over the whole batch."""
         if self._witness is None:
@@ -255,7 +264,7 @@ class StateFunction:
 
     # The proof.
 
-    def _prove(self, proven: StateFunction | None) -> None:
+    def _prove(self, proven: StateFunction | None, claim: Claim | None) -> None:
         """Evaluates with gradients, as training would, and refuses what cannot be measured."""
         devices = {tensor.device for tensor in self.parameters.values() if tensor.is_cuda}
         trainable = self._trainable.values()
@@ -265,6 +274,9 @@ class StateFunction:
             counted = None
             if known and proven is not None and have_one_form(proven.inputs, self.inputs):
                 counted = proven.forward_size
+            elif claim is not None and not known:
+                counted = recall(self.module, claim)
+                known = counted is not None
             meter = ForwardMeter()
             with without_hooks(trainable), as_in_training(), nullcontext() if counted else meter:
                 state = self._run(None, self.inputs)
@@ -284,6 +296,8 @@ class StateFunction:
             check_finite(real)
             if not known:
                 self._compare_with_exchanged(z)
+                if claim is not None:
+                    keep(self.module, claim, self.forward_size)
 
     def _gradients(self, state: Tensor, leaves: Mapping[str, Tensor], z: Tensor) -> dict[str, Tensor | None]:
         """Jᵀz by parameter."""

@@ -15,24 +15,29 @@ from torch import Tensor
 
 from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import StructureError
+from ntkscope.engines.torch.graph.arguments import leaves_of
 
 __all__ = ["active_autocast", "cast_by", "casts_of", "without_autocast"]
 
 
 def active_autocast(values: Any) -> torch.dtype | None:
     """The dtype to which autocast lowers what runs on the devices of these values, if it is on."""
-    for device in {leaf.device.type for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)}:
+    for device in _devices(values):
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             lowered: torch.dtype = torch.get_autocast_dtype(device)
             return lowered
     return None
 
 
+def _devices(values: Any) -> set[str]:
+    return {leaf.device.type for leaf in leaves_of(values) if isinstance(leaf, Tensor)}
+
+
 @contextmanager
 def without_autocast(values: Any) -> Iterator[None]:
     """A context in which the devices of some values have no autocast."""
     with ExitStack() as stack:
-        for device in {leaf.device.type for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)}:
+        for device in _devices(values):
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield

@@ -24,6 +24,8 @@ from ntkscope.engines.torch.graph.operators import (
     splits,
 )
 from ntkscope.engines.torch.graph.recorder import Recording
+from ntkscope.engines.torch.graph.repeated import merge_repeated
+from ntkscope.engines.torch.graph.running import Running
 from ntkscope.engines.torch.graph.walks import leading_to
 from ntkscope.engines.torch.rules import find_rule
 from ntkscope.engines.torch.rules.products import is_product
@@ -52,7 +54,7 @@ class Derivation:
     @functools.cached_property
     def module(self) -> Callable[..., tuple[Tensor, ...]]:
         """The graph as a callable."""
-        return fx.GraphModule(self.constants, self.graph)
+        return Running(self.graph, self.constants)
 
     def of(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights by name, at these parameters; gradients flow through."""
@@ -73,9 +75,11 @@ def separate(recording: Recording, names: Sequence[str]) -> tuple[tuple[str, ...
         What stands for the first placeholders now, and how weights are derived, if any are.
     """
     search = _Search(recording.graph, names)
-    weights = search.weights()
-    if not weights:
+    if not search.weights():
         return tuple(names), None
+    merge_repeated(recording.graph, search.varied)
+    search = _Search(recording.graph, names)
+    weights = search.weights()
     order = {node: index for index, node in enumerate(recording.graph.nodes)}
     weights = sorted(weights, key=order.__getitem__)
     used = search.parameters_of(weights)
@@ -92,13 +96,13 @@ class _Search:
         nodes = list(graph.nodes)
         holders = [node for node in nodes if node.op == "placeholder"]
         self.placeholders = dict(zip(names, holders[: len(names)], strict=True))
-        self._varied = set(holders[len(names) :])
+        self.varied = set(holders[len(names) :])
         self._sources: dict[fx.Node, frozenset[str]] = {
             node: frozenset({name}) for name, node in self.placeholders.items()
         }
         for node in nodes:
-            if any(source in self._varied for source in node.all_input_nodes):
-                self._varied.add(node)
+            if any(source in self.varied for source in node.all_input_nodes):
+                self.varied.add(node)
             elif node not in self._sources and node.op != "output":
                 sources = (self._sources.get(source, frozenset()) for source in node.all_input_nodes)
                 self._sources[node] = frozenset().union(*sources)
@@ -138,7 +142,7 @@ class _Search:
         return self.parameters_of([node])
 
     def _reads_sample(self, user: fx.Node) -> bool:
-        return user in self._varied or user.op == "output"
+        return user in self.varied or user.op == "output"
 
     def _is_plain(self, node: fx.Node) -> bool:
         """Whether a parameter is used in views of it alone, one after the other, by samples or by layers."""
@@ -153,7 +157,7 @@ class _Search:
 
     def _is_weight(self, node: fx.Node) -> bool:
         """Whether a rule holds for its use in the place of a parameter, and it is no layer's output."""
-        users = [user for user in node.users if user in self._varied]
+        users = [user for user in node.users if user in self.varied]
         if any(_is_layer(user, node) for user in users):
             return True
         return any(_is_ruled(user, node) for user in users) and not self._is_output(node)

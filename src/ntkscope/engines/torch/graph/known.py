@@ -33,7 +33,8 @@ class KnownTensors:
         self._nodes: dict[int, fx.Node] = {}
         # Values are kept alive, so that no two of them ever have the same id.
         self._values: list[Tensor] = []
-        self._by_memory: dict[Any, list[Tensor]] = {}
+        # In each memory by identity, in the order in which they came.
+        self._by_memory: dict[Any, dict[int, Tensor]] = {}
         self._versions: dict[int, int | None] = {}
         self._stale: set[int] = set()
         self._constants: set[int] = set()
@@ -57,9 +58,7 @@ class KnownTensors:
         self._stale.discard(id(value))
         if constant:
             self._constants.add(id(value))
-        relatives = self._by_memory.setdefault(_memory(value), [])
-        if all(relative is not value for relative in relatives):
-            relatives.append(value)
+        self._by_memory.setdefault(_memory(value), {}).setdefault(id(value), value)
 
     def made_by(self, function: Any, number: int) -> Tensor | None:
         """The known tensor that is this result of a function of autograd's, or the leaf of it."""
@@ -71,14 +70,14 @@ class KnownTensors:
 
     def overwrite(self, value: Tensor, node: fx.Node) -> None:
         """Notes that a node computed what was written into this tensor; what shares its memory is stale."""
-        relatives = self._by_memory.get(_memory(value), [])
+        relatives = self._relatives(value)
         self._stale |= {id(relative) for relative in relatives if relative is not value}
         self._constants.discard(id(value))
         self.remember(value, node)
 
     def root(self, value: Tensor) -> Tensor | None:
         """The largest tensor in the memory of this one; ``None`` if it is that itself."""
-        relatives = [one for one in self._by_memory.get(_memory(value), []) if is_root(one)]
+        relatives = [one for one in self._relatives(value) if is_root(one)]
         largest = max(relatives, key=Tensor.numel, default=value)
         return None if largest is value else largest
 
@@ -86,9 +85,17 @@ class KnownTensors:
         """Whether a tensor that shares memory with this known one was written into."""
         if id(value) in self._nodes:
             return id(value) in self._stale
-        relatives = self._by_memory.get(_memory(value), [])
+        relatives = self._relatives(value)
         places = [one for one in relatives if _same_place(one, value)]
         return bool(places) and all(id(one) in self._stale for one in places)
+
+    def unchanged(self, value: Tensor) -> fx.Node | None:
+        """The node that computed this very tensor, where nothing was written into it since."""
+        key = id(value)
+        version = self._versions.get(key)
+        if version is None or key in self._stale or version != _version(value):
+            return None
+        return self._nodes[key]
 
     def find(self, value: Tensor) -> tuple[fx.Node, bool] | None:
         """The node that computed a value, and whether the value that it had then has a history.
@@ -108,7 +115,7 @@ class KnownTensors:
             return node, False
         if is_wrapped(value):
             raise StructureError("the model uses torch.func inside its forward pass")
-        relatives = self._by_memory.get(_memory(value), [])
+        relatives = self._relatives(value)
         same = [one for one in relatives if id(one) not in self._stale and _same_place(one, value)]
         for one in sorted(same, key=lambda one: one.requires_grad != value.requires_grad):
             if not value.requires_grad or (one.requires_grad and one.grad_fn is value.grad_fn):
@@ -123,6 +130,10 @@ class KnownTensors:
             raise StructureError("the model reads a tensor's memory by a path that is not recorded")
         return None
 
+    def _relatives(self, value: Tensor) -> list[Tensor]:
+        """The known tensors in the memory of this one."""
+        return list(self._by_memory.get(_memory(value), {}).values())
+
     def _around(self, value: Tensor) -> list[Tensor]:
         """The values whose memory holds that of a value in a storage of its own, as NumPy makes them."""
         if not _is_plain(value):
@@ -131,7 +142,7 @@ class KnownTensors:
         return [
             one
             for relatives in self._by_memory.values()
-            for one in relatives[:1]
+            for one in list(relatives.values())[:1]
             if _is_plain(one) and _holds(one, place)
         ]
 

@@ -31,6 +31,7 @@ from ntkscope.engines.torch.graph.operators import (
 )
 from ntkscope.engines.torch.graph.pieces import Piece, pieces_of
 from ntkscope.engines.torch.graph.recorder import Recording, record
+from ntkscope.engines.torch.graph.running import Running
 from ntkscope.engines.torch.rules import Rule, find_rule
 
 __all__ = ["Graph", "Use", "trace"]
@@ -92,7 +93,7 @@ class Graph:
     @functools.cached_property
     def module(self) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
         """The graph as a callable."""
-        return fx.GraphModule(self.constants, self.graph)
+        return Running(self.graph, self.constants)
 
     @functools.cached_property
     def sizes(self) -> dict[str, int]:
@@ -131,13 +132,8 @@ def trace(function: Callable[..., Tensor], parameters: dict[str, Tensor], sample
     with no_structure("the model cannot be traced"):
         recording = record(flat, [*leaves, *sample])
         names, derivation = separate(recording, names)
-        graph = replace(
-            _Opening(recording, names, derivation.weights if derivation else ()).graph(),
-            derivation=derivation,
-        )
-        # FX makes a program of it, which may fail as well.
-        _ = graph.module, derivation and derivation.module
-        return graph
+        opened = _Opening(recording, names, derivation.weights if derivation else ()).graph()
+        return replace(opened, derivation=derivation)
 
 
 class _Opening:

@@ -26,6 +26,7 @@ from ntkscope.engines.torch.compat import (
     transforms_are_active,
 )
 from ntkscope.engines.torch.errors import StructureError
+from ntkscope.engines.torch.graph.arguments import leaves_of, map_tensors
 from ntkscope.engines.torch.graph.autocast import active_autocast, cast_by, casts_of, without_autocast
 from ntkscope.engines.torch.graph.below import Below
 from ntkscope.engines.torch.graph.decompositions import bags_of_equal_length, fill_in_values, record_bags
@@ -109,6 +110,7 @@ class _Recorder(PreDispatchMode):
         self._known = KnownTensors()
         self._varied: set[fx.Node] = set()
         self._sloped: set[int] = set()
+        self._count = 0
         for index, argument in enumerate(arguments):
             node = self._graph.placeholder(f"argument_{index}")
             self._varied.add(node)
@@ -137,11 +139,11 @@ class _Recorder(PreDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        node_args, node_kwargs = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
+        node_args, node_kwargs = map_tensors(self._node, (args, kwargs))
         if schema_of(func).is_mutable:
             return self._record_in_place(func, node_args, node_kwargs, args, kwargs)
         result = func(*args, **kwargs)
-        if any(isinstance(part, Tensor) for part in pytree.tree_leaves(result)):
+        if any(isinstance(part, Tensor) for part in leaves_of(result)):
             lowered = active_autocast((args, kwargs))
             if lowered is not None:
                 dtype = casts_of(func, args, kwargs, result, lowered)
@@ -168,14 +170,23 @@ class _Recorder(PreDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             # It is refused where its numbers are used, whatever generator they came from.
             args, kwargs = pytree.tree_map_only(torch.Generator, lambda generator: None, (args, kwargs))
-        for value in pytree.tree_leaves((args, kwargs)):
+        for value in leaves_of((args, kwargs)):
             if not isinstance(value, _PRINTABLE):
                 raise StructureError(
                     f"{func} has an argument that a graph cannot hold: a {type(value).__name__}"
                 )
-        node = self._graph.call_function(func, args, kwargs)
+        node = self._named(func, args, kwargs)
         if any(source in self._varied for source in node.all_input_nodes):
             self._varied.add(node)
+        return node
+
+    def _named(self, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
+        # FX takes longer to find a name, and to look through the arguments, than to make a node.
+        self._count += 1
+        node = self._graph.create_node("call_function", target, name=f"value_{self._count}")
+        node.args = args
+        if kwargs:
+            node.kwargs = kwargs
         return node
 
     def _record(
@@ -228,7 +239,7 @@ class _Recorder(PreDispatchMode):
         return pytree.tree_map(cast, nodes, values, wanted)
 
     def _call_on(self, target: Any, node: fx.Node, *others: Any) -> fx.Node:
-        made = self._graph.call_function(target, (node, *others))
+        made = self._named(target, (node, *others))
         if node in self._varied:
             self._varied.add(made)
         if "val" in node.meta and not isinstance(node.meta["val"], (tuple, list)):
@@ -319,6 +330,9 @@ class _Recorder(PreDispatchMode):
 
     def _node(self, value: Tensor) -> fx.Node:
         self._with_slope(value)
+        node = self._known.unchanged(value)
+        if node is not None:
+            return node
         root = self._known.root(value) if self._known.is_stale(value) else None
         if root is not None and not self._known.is_stale(root):
             # What shares its memory was written into, and it was not read since.

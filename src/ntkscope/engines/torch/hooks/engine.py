@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,7 +18,7 @@ from ntkscope.engines.torch.batches import difference, digest
 from ntkscope.engines.torch.hooks.axes import checked_axes
 from ntkscope.engines.torch.hooks.check import check_gradients
 from ntkscope.engines.torch.hooks.gradients import Hooked
-from ntkscope.engines.torch.hooks.module import OwnPasses
+from ntkscope.engines.torch.hooks.module import Moment, OwnPasses
 from ntkscope.engines.torch.hooks.places import find_places
 from ntkscope.engines.torch.hooks.samples import NO_PRODUCTS, USE_SAMPLES, HookedSamples
 from ntkscope.engines.torch.hooks.sharded import data_parallel_group
@@ -50,6 +49,7 @@ class HooksEngine:
         memory_budget: Bytes that one pass may take.
         chunk_size: Copies of the batch in a pass.
         exchange: Between processes with samples of their own and copies of a plain model.
+        moment: Of the module, where it is not as it is now.
 
     Raises:
         TypeError: As :class:`ntkscope.NTK`.
@@ -68,6 +68,7 @@ class HooksEngine:
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
         exchange: Exchange | None = None,
+        moment: Moment | None = None,
     ) -> None:
         if is_stream(inputs):
             raise TypeError("hooks on layers measure one batch, found data that streams; pass a batch of it")
@@ -81,7 +82,7 @@ class HooksEngine:
             "chunk_size": chunk_size,
             "exchange": exchange,
         }
-        passes = OwnPasses(model, inputs, outputs, layer)
+        passes = OwnPasses(model, inputs, outputs, layer, moment)
         of_shards = data_parallel_group(passes.model)
         exchange = Exchange(of_shards) if exchange is None or of_shards is not None else exchange.again()
         problem = None
@@ -108,8 +109,8 @@ class HooksEngine:
         seen = find_places(hooked, at_once)
         check_gradients(hooked, seen)
         self._samples = HookedSamples(hooked, at_once, self.ledger)
-        self._size = size
-        self._taps = sum(math.prod(delta) for _, _, delta in seen.order)
+        # All processes plan with the first one's counts, so that they choose alike.
+        self._size, self._counted = exchange.objects((size, axes.batch))[0]
 
     # What it is.
 
@@ -184,7 +185,7 @@ class HooksEngine:
         """Counts to plan with, the same on every process."""
         n, p = self.shape
         counts, size = self.hooked.exchange.counts, self._size
-        times = self._samples.batch / self.hooked.batch
+        times = self._samples.batch / self._counted
         return Sizes(
             n=n,
             p=p,
@@ -193,7 +194,7 @@ class HooksEngine:
             operations=size.operations,
             elements=round(size.elements * times),
             flops=round(size.flops * times),
-            taps=self._taps,
+            taps=self.hooked.output_size,
             gradient_flops=float(p),
             used=p,
             kernels=kernels,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope.engines.torch.gradients.factors import Factor, Outer, add_uses, stack_features
+from ntkscope.engines.torch.hooks.axes import UNITS
 from ntkscope.engines.torch.hooks.layers import Layer, layer_of_module
 from ntkscope.engines.torch.hooks.module import OwnPasses
 from ntkscope.engines.torch.hooks.taps import Arrival, Place, Taps
@@ -60,6 +61,7 @@ class Hooked:
         places: Where the samples lie in their outputs.
         uses: How many gradients a group's parameters get in a pass.
         owners: Which process multiplies a group's gradients of all samples.
+        output_size: Numbers in the outputs of all known layers for one sample.
     """
 
     passes: OwnPasses
@@ -71,6 +73,7 @@ class Hooked:
     places: dict[str, list[Place]] = field(default_factory=dict)
     uses: dict[Group, int] = field(default_factory=dict)
     owners: dict[Group, int] = field(default_factory=dict)
+    output_size: int = 0
 
     def __post_init__(self) -> None:
         model = self.passes.model
@@ -181,7 +184,23 @@ class Hooked:
             gradients = self.passes.gradients()
         if taps.problem is not None:
             raise taps.problem
+        self._check_states(rows.detach())
         return Pulled(rows.detach()[:probes], gradients)
+
+    def _check_states(self, rows: Tensor) -> None:
+        """Every copy of the batch has the state of the batch, (k, B, *state of a sample).
+
+        Raises:
+            ValueError: If one has not.
+        """
+        own = self.to_rows(self.state, 1)
+        apart = float((rows - own).abs().max())
+        if not apart <= UNITS * torch.finfo(self.dtype).eps * float(own.abs().max()):
+            raise ValueError(
+                f"the state changes by {apart:.2g} when the batch is run {len(rows)} times over as one: "
+                "samples are coupled, or a layer that is called without samples (on positions, say) is not "
+                "used by broadcasting its output over them"
+            )
 
     def to_rows(self, state: Tensor, times: int) -> Tensor:
         """The state of the batch so many times, to (k, B, *state of a sample).

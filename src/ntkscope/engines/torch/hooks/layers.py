@@ -83,7 +83,7 @@ def layer_of_module(module: nn.Module, names: Mapping[int, str]) -> Layer | None
             if layer is None:
                 continue
             # What else the module holds is missed by the check of gradients, which names it.
-            known = {name: found for name, found in own.items() if name in layer.rule.parameters}
+            known = {name: own[name] for name in layer.rule.parameters if name in own}
             return replace(layer, parameters=known) if known else None
     return None
 

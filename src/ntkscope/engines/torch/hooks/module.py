@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +17,20 @@ from ntkscope.engines.torch.hooks.sharded import local, reshard, whole, without_
 from ntkscope.engines.torch.modes import undisturbed
 from ntkscope.engines.torch.own import LayerTap, unwrapped
 
-__all__ = ["OwnPasses"]
+__all__ = ["Moment", "OwnPasses"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A module as it was, where that was kept before.
+
+    Attributes:
+        values: Of parameters and buffers by name.
+        as_it_was: A context in which the module has its attributes of then.
+    """
+
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    as_it_was: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class OwnPasses:
@@ -30,6 +44,7 @@ class OwnPasses:
         inputs: What it is called with, this process's samples.
         outputs: Picks the state from what is returned.
         layer: Name of a submodule whose output is the state.
+        moment: Of the module, where it is not as it is now.
 
     Attributes:
         model: The module inside of wrappers.
@@ -47,8 +62,10 @@ class OwnPasses:
         inputs: Any,
         outputs: Callable[[Any], Any] | None = None,
         layer: str | None = None,
+        moment: Moment | None = None,
     ) -> None:
         self.model = unwrapped(model)
+        self._moment = moment or Moment()
         self._tap = None if layer is None else LayerTap(self.model, layer)
         self._outputs = outputs
         self.is_chosen = layer is not None or outputs is not None
@@ -66,10 +83,15 @@ class OwnPasses:
                 f"the parameter {wrong!r} is complex, which hooks on layers do not take; "
                 "leave engine='hooks' out"
             )
-        self._held = list(named.values()) + list(self.model.buffers())
+        every, kept = named | dict(self.model.named_buffers()), self._moment.values
+        self._held = list(every.values())
         self._buffers = len(named)
         with torch.no_grad():
-            self._kept = [local(tensor).detach().clone() for tensor in self._held]
+            self._kept = [
+                kept[name].detach() if name in kept else local(tensor).detach().clone()
+                for name, tensor in every.items()
+            ]
+        self._modes = [(module, module.training) for module in self.model.modules()]
         floating = next((p.dtype for p in named.values() if p.is_floating_point()), torch.float32)
         self.inputs = checked_inputs(inputs, floating)
 
@@ -119,8 +141,10 @@ class OwnPasses:
         cuda = {tensor.device for tensor in self._kept if tensor.is_cuda}
         with (
             undisturbed(),
+            self._moment.as_it_was(),
             torch.random.fork_rng(devices=cuda),
             without_hooks(trainable),
+            self._in_their_modes(),
             self._values(),
             without_waiting_gradients(self.model),
         ):
@@ -131,6 +155,18 @@ class OwnPasses:
             finally:
                 for parameter, gradient in before:
                     parameter.grad = gradient
+
+    @contextmanager
+    def _in_their_modes(self) -> Iterator[None]:
+        """The modes, training or evaluation, in which the submodules were."""
+        now = [(module, module.training) for module, _ in self._modes]
+        try:
+            for module, mode in self._modes:
+                module.training = mode
+            yield
+        finally:
+            for module, mode in now:
+                module.training = mode
 
     @contextmanager
     def _values(self) -> Iterator[None]:

@@ -17,12 +17,13 @@ from ntkscope.engines.torch.gradients.factors import Factor
 from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.hooks.gradients import Group, Hooked
 from ntkscope.engines.torch.hooks.products import meetings
+from ntkscope.engines.torch.hooks.shares import Shares, Whole
 from ntkscope.engines.torch.processes.factors import gathered
 from ntkscope.engines.torch.samples.probed import cut_factor, partners
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
-__all__ = ["HookedProbes"]
+__all__ = ["HookedProbes", "RingPlaces"]
 
 
 class HookedProbes:
@@ -41,13 +42,13 @@ class HookedProbes:
     def __init__(
         self, hooked: Hooked, at_once: int, ledger: Ledger, only: frozenset[Group] | None = None
     ) -> None:
-        self._hooked, self._at_once, self._ledger, self._only = hooked, at_once, ledger, only
+        self.hooked, self.at_once, self.ledger, self._only = hooked, at_once, ledger, only
         self._signs: list[NDArray[Any]] = []
 
     @property
     def batch(self) -> int:
         """B, the number of samples of all processes."""
-        return self._hooked.exchange.batch
+        return self.hooked.exchange.batch
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -57,12 +58,12 @@ class HookedProbes:
     @property
     def size(self) -> int:
         """N, the size of the state."""
-        return self.batch * self._hooked.outputs
+        return self.batch * self.hooked.outputs
 
     @property
     def epsilon(self) -> float:
         """Relative rounding error of the products."""
-        return float(torch.finfo(self._hooked.dtype).eps)
+        return float(torch.finfo(self.hooked.dtype).eps)
 
     def add(self, signs: NDArray[Any]) -> None:
         """More probes, of shape (n, k)."""
@@ -71,12 +72,12 @@ class HookedProbes:
     def by_layer(self) -> dict[str, HookedProbes]:
         """The same of each module's own parameters; each runs the passes for itself."""
         layers: dict[str, set[Group]] = defaultdict(set)
-        for group in self._hooked.uses:
+        for group in self.hooked.uses:
             layers[layer_of(group[0])].add(group)
-        place = list(self._hooked.passes.parameters)
+        place = list(self.hooked.passes.parameters)
         found = {}
         for name in sorted(layers, key=lambda name: min(place.index(group[0]) for group in layers[name])):
-            twin = HookedProbes(self._hooked, self._at_once, self._ledger, frozenset(layers[name]))
+            twin = HookedProbes(self.hooked, self.at_once, self.ledger, frozenset(layers[name]))
             twin._signs = list(self._signs)
             found[name] = twin
         return found
@@ -92,55 +93,58 @@ class HookedProbes:
         signs = np.concatenate(self._signs, axis=1)
         blocks, probes = -(-self.batch // block), signs.shape[1]
         step = max(1, room // (block * probes) ** 2)
-        totals = self._totals(signs, _Ring(order, block, tuple(offsets), blocks, step))
+        totals = self.totals(signs, RingPlaces(order, block, tuple(offsets), blocks, step))
         for place, offset in enumerate(offsets):
             for start in range(0, blocks, step):
                 yield offset, start, totals[place, start : start + step].copy()
 
-    def _totals(self, signs: NDArray[Any], ring: _Ring) -> Small:
+    def totals(self, signs: NDArray[Any], ring: RingPlaces) -> Small:
         """All of them, shape (offsets, blocks, q, k, q, k)."""
-        hooked, exchange = self._hooked, self._hooked.exchange
+        return self.totals_of(Whole(), signs, ring)[0]
+
+    def totals_of(self, shares: Shares, signs: NDArray[Any], ring: RingPlaces) -> Small:
+        """Those of L parts from the same passes: shape (L, offsets, blocks, q, k, q, k)."""
+        hooked = self.hooked
         z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(signs.T))).to(hooked.device, hooked.dtype)
         probes = len(z)
-        shape = (len(ring.offsets), ring.blocks, ring.block, probes, ring.block, probes)
+        shape = (
+            shares.count, len(ring.offsets), ring.blocks, ring.block, probes, ring.block, probes
+        )  # fmt: skip
         totals = torch.zeros(shape, dtype=torch.float64, device=hooked.device)
-        for meeting in meetings(probes, self._at_once):
-            found = self._of_pass(z[meeting.probes], ring)
+        for meeting in meetings(probes, self.at_once):
+            found = self._of_pass(shares, z[meeting.probes], ring)
             # One after the other, so that a pair that meets again is written again, not added.
             for row, i in enumerate(meeting.probes):
-                totals[:, :, :, i, :, meeting.probes] = found[:, :, :, row]
-            self._ledger.add(vjps=len(meeting.probes))
-        return np.asarray(exchange.sum(totals).cpu().numpy())
+                totals[:, :, :, :, i, :, meeting.probes] = found[:, :, :, :, row]
+            self.ledger.add(vjps=len(meeting.probes))
+        return np.asarray(hooked.exchange.sum(totals).cpu().numpy())
 
-    def _of_pass(self, z: Tensor, ring: _Ring) -> Tensor:
+    def _of_pass(self, shares: Shares, z: Tensor, ring: RingPlaces) -> Tensor:
         """Those of the probes of one pass, of this process's layers."""
-        hooked = self._hooked
+        hooked = self.hooked
         shape = (ring.block, len(z), ring.block, len(z))
-        totals = torch.zeros(
-            len(ring.offsets), ring.blocks, *shape, dtype=torch.float64, device=hooked.device
-        )
+        lead = (shares.count, len(ring.offsets), ring.blocks)
+        totals = torch.zeros(*lead, *shape, dtype=torch.float64, device=hooked.device)
         index = torch.as_tensor(ring.order, device=hooked.device)
 
         def consume(group: Group, factor: Factor) -> None:
             whole = gathered(hooked.exchange, hooked.owners[group], factor)
-            if whole is None:
-                return
-            whole = whole.settled(partners(self.batch))
-            cut = cut_factor(whole, index, ring.block)
-            dtype = widened(torch.zeros((), dtype=whole.dtype)).dtype
-            for place, offset in enumerate(ring.offsets):
-                for start in range(0, ring.blocks, ring.step):
-                    stop = min(start + ring.step, ring.blocks)
-                    part = torch.zeros(stop - start, *shape, dtype=dtype, device=hooked.device)
-                    cut.add(start, offset, part)
-                    totals[place, start:stop] += part
+            for number, own in [] if whole is None else shares.of(group, whole):
+                cut = cut_factor(own.settled(partners(self.batch)), index, ring.block)
+                dtype = widened(torch.zeros((), dtype=own.dtype)).dtype
+                for place, offset in enumerate(ring.offsets):
+                    for start in range(0, ring.blocks, ring.step):
+                        stop = min(start + ring.step, ring.blocks)
+                        part = torch.zeros(stop - start, *shape, dtype=dtype, device=hooked.device)
+                        cut.add(start, offset, part)
+                        totals[number, place, start:stop] += part
 
         hooked.pull(z, consume, self._only)
         return totals
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ring:
+class RingPlaces:
     """Which pairs of blocks are multiplied.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,27 +11,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ntkscope.engines.base import Directions, SampleParts
-from ntkscope.engines.torch.gradients.factors import Factor
-from ntkscope.engines.torch.gradients.sides import widened
-from ntkscope.engines.torch.hooks.gradients import Group, Hooked
+from ntkscope.engines.base import Directions
+from ntkscope.engines.torch.hooks.gradients import Hooked
+from ntkscope.engines.torch.hooks.parts import HookedParts
 from ntkscope.engines.torch.hooks.probed import HookedProbes
-from ntkscope.engines.torch.hooks.products import Meeting, meetings
-from ntkscope.engines.torch.probes import one_hot
-from ntkscope.engines.torch.processes.factors import gathered
-from ntkscope.engines.torch.samples.strata import on_spheres
+from ntkscope.engines.torch.hooks.products import meetings
+from ntkscope.engines.torch.hooks.shares import InParts, Whole
+from ntkscope.engines.torch.hooks.squares import Squares
+from ntkscope.engines.torch.hooks.tiles import Tiles, one_hot_probes, tile_products
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small
 
-__all__ = ["NO_PRODUCTS", "USE_SAMPLES", "HookedSamples"]
+__all__ = ["NO_DIRECTIONS", "NO_PRODUCTS", "USE_SAMPLES", "HookedSamples"]
 
 #: Why there are no products with J.
 NO_PRODUCTS = "hooks on layers give gradients of samples, and no products with the whole Jacobian"
 
+#: Why a sample has no directions of its own over the parameters.
+NO_DIRECTIONS = "hooks on layers give gradients of samples, and no forward products of them"
+
 #: The same with the remedy.
 USE_SAMPLES = f"{NO_PRODUCTS}; use method='exact' or 'per-sample'"
 
-_NO_PARTS = "partial traces are not there where hooks on layers measure; pass a model that can be traced"
+_NO_FORWARD = f"{NO_DIRECTIONS}; use method='exact' or 'per-sample'"
 
 
 class HookedSamples:
@@ -41,10 +43,14 @@ class HookedSamples:
         hooked: The model, its layers found and checked.
         at_once: Copies of the batch in a pass.
         ledger: Where products are entered.
+
+    Attributes:
+        reason: Why the model is not traced, where that was tried.
     """
 
     def __init__(self, hooked: Hooked, at_once: int, ledger: Ledger) -> None:
         self.hooked, self.at_once, self.ledger = hooked, at_once, ledger
+        self.reason = ""
 
     @property
     def batch(self) -> int:
@@ -63,102 +69,34 @@ class HookedSamples:
 
     def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), every z_b on its sphere, to (k, B)."""
-        hooked = self.hooked
-        z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(probes.T))).to(hooked.device, hooked.dtype)
-        scales = on_spheres(z, None)
-        return self._every(self._squares(z) * scales)
-
-    def _squares(self, z: Tensor) -> Tensor:
-        """‖J_bᵀz_b‖² of this process's samples: (k, B)."""
-        out = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device)
-        for start in range(0, len(z), self.at_once):
-            rows = slice(start, start + self.at_once)
-
-            def add(group: Group, factor: Factor, rows: slice = rows) -> None:
-                out[rows] += factor.squared_norms()
-
-            self.hooked.pull(z[rows], add)
-        self.ledger.add(vjps=len(z))
-        return out
-
-    def _every(self, own: Tensor) -> Small:
-        """Numbers of this process's samples, (k, B), as those of all."""
-        return np.asarray(self.hooked.exchange.gather(own, 1).cpu().numpy(), dtype=np.float64)
+        found: Small = self._squares().of(probes)[..., 0]
+        return found
 
     def exact_squares(self, report: Callable[[int, int], None]) -> Small:
         """‖J_b‖²_F of every sample, by one-hot probes."""
-        total = torch.zeros(1, self.hooked.batch, dtype=torch.float64, device=self.hooked.device)
-        for start in range(0, self.outputs, self.at_once):
-            stop = min(start + self.at_once, self.outputs)
-            total += self._squares(self._one_hot(list(range(start, stop)))).sum(0)
-            report(stop, self.outputs)
-        return self._every(total)[0]
+        found: Small = np.sum([some.sum(axis=(0, 2)) for some in self._squares().one_hot(report)], axis=0)
+        return found
 
     def output_squares(self, report: Callable[[int, int], None]) -> Small:
         """‖∂h_bi/∂θ‖² of every output of every sample, by one-hot probes: shape (B, s)."""
-        found = []
-        for start in range(0, self.outputs, self.at_once):
-            stop = min(start + self.at_once, self.outputs)
-            found.append(self._every(self._squares(self._one_hot(list(range(start, stop))))).T)
-            report(stop, self.outputs)
-        return np.concatenate(found, axis=1)
+        return np.concatenate([some[..., 0].T for some in self._squares().one_hot(report)], axis=1)
 
-    def _one_hot(self, outputs: Sequence[int]) -> Tensor:
-        """Probes of single outputs, the same for every sample: (k, B, *state of a sample)."""
-        hooked = self.hooked
-        z = one_hot(torch.tensor(outputs), self.outputs, hooked.dtype, hooked.device)
-        return z.unsqueeze(1).expand(-1, hooked.batch, -1).unflatten(2, hooked.axes.state_shape)
+    def _squares(self) -> Squares:
+        return Squares(self.hooked, Whole(), self.at_once, self.ledger)
 
-    def tiles(self) -> Iterator[tuple[Meeting, Tensor]]:
-        """K in tiles: ⟨J_ib, J_jc⟩ of some outputs i, j, and all samples b, c of all processes.
-
-        Shape (k, B, k, B), float64, on every process.
-        """
-        for meeting in meetings(self.outputs, self.at_once):
-            yield meeting, self.hooked.exchange.sum(self._tile(self._one_hot(meeting.probes)))
-            self.ledger.add(vjps=len(meeting.probes))
-
-    def _tile(self, z: Tensor) -> Tensor:
-        """What the layers make that are this process's."""
-        hooked, probes = self.hooked, len(z)
-        shape = (probes, self.batch, probes, self.batch)
-        total = torch.zeros(shape, dtype=torch.float64, device=z.device)
-
-        def consume(group: Group, factor: Factor) -> None:
-            whole = gathered(hooked.exchange, hooked.owners[group], factor)
-            if whole is not None:
-                whole = whole.settled(self.batch * probes)
-                part = widened(torch.zeros(shape, dtype=whole.dtype, device=z.device))
-                whole.add_tile(whole, part)
-                total.add_(part)
-
-        hooked.pull(z, consume)
-        return total
+    def _tiles(self) -> Tiles:
+        return Tiles(self.hooked, Whole(), self.at_once, self.ledger)
 
     def exact_moments(self, others: Sequence[Any], report: Callable[[int, int], None]) -> tuple[Small, Small]:
         """Traces and inner products in tiles."""
-        kernels = [self, *others]
-        at_once = min(samples.at_once for samples in kernels)
-        alike = [HookedSamples(samples.hooked, at_once, samples.ledger) for samples in kernels]
-        traces, inner = np.zeros(len(kernels)), np.zeros((len(kernels), len(kernels)))
-        done = 0
-        for pieces in zip(*(samples.tiles() for samples in alike), strict=True):
-            fresh = pieces[0][0].fresh.to(self.hooked.device, torch.float64)[:, None, :, None]
-            tiles = [tile for _, tile in pieces]
-            for a, tile in enumerate(tiles):
-                traces[a] += float(torch.einsum("ibib->", tile * fresh))
-                for b, other in enumerate(tiles[: a + 1]):
-                    inner[a, b] += float((tile * other * fresh).sum())
-            done += int(pieces[0][0].fresh.sum())
-            report(done, self.outputs**2)
-        return traces, inner + np.tril(inner, -1).T
+        return tile_products([samples._tiles() for samples in (self, *others)], report)
 
     def dense(self) -> Tensor:
         """K itself, shape (n, n), on every process."""
         n = self.batch * self.outputs
         index = torch.from_numpy(self.state_index()).to(self.hooked.device)
         kernel = torch.zeros(n, n, dtype=torch.float64, device=self.hooked.device)
-        for meeting, tile in self.tiles():
+        for meeting, (tile,) in self._tiles():
             rows = index[:, meeting.probes].T.reshape(-1)
             kernel[rows.unsqueeze(1), rows] = tile.flatten(0, 1).flatten(1)
         return ((kernel + kernel.T) / 2).to(self.hooked.dtype)
@@ -166,6 +104,40 @@ class HookedSamples:
     def probed(self) -> HookedProbes:
         """As :meth:`ntkscope.engines.base.Samples.probed`."""
         return HookedProbes(self.hooked, self.at_once, self.ledger)
+
+    # In parts.
+
+    def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
+        """As :meth:`ntkscope.engines.base.Samples.grams`."""
+        hooked = self.hooked
+        z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(probes.T))).to(hooked.device, hooked.dtype)
+        return np.stack([_parts(self._pairs(part), across) for part in z.split(rows)])
+
+    def output_grams(
+        self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
+    ) -> Small:
+        """As :meth:`ntkscope.engines.base.Samples.output_grams`."""
+        total: Small = np.zeros(())
+        for column in range(outputs.shape[1]):
+            z = one_hot_probes(self.hooked, outputs[:, column].tolist())
+            total = total + _parts(self._pairs(z), across)
+            report(column + 1, outputs.shape[1])
+        return total
+
+    def _pairs(self, z: Tensor) -> Tensor:
+        """Inner products of all pairs of probes and samples, (k, B, k, B), on every process."""
+        probes = len(z)
+        total = torch.zeros(probes, self.batch, probes, self.batch, dtype=torch.float64, device=z.device)
+        tiles = self._tiles()
+        for meeting in meetings(probes, self.at_once):
+            (tile,) = tiles.of(z[meeting.probes])
+            for row, i in enumerate(meeting.probes):
+                total[i][:, meeting.probes] = tile[row]
+        return total
+
+    def in_parts(self, parts: Mapping[str, int]) -> HookedParts:
+        """The samples by parts of their parameters."""
+        return HookedParts(self.hooked, InParts(self.hooked, parts), self.at_once, self.ledger)
 
     # What hooks do not give.
 
@@ -175,32 +147,16 @@ class HookedSamples:
         Raises:
             NotImplementedError: Always.
         """
-        raise NotImplementedError(USE_SAMPLES)
+        raise NotImplementedError(_NO_FORWARD)
 
     @property
     def direction_size(self) -> int:
         """As :meth:`forward_squares`."""
-        raise NotImplementedError(USE_SAMPLES)
-
-    def in_parts(self, parts: Mapping[str, int]) -> SampleParts:
-        """None, by hooks."""
-        raise ValueError(
-            "splits are not there where hooks on layers measure; pass a model that can be traced"
-        )
-
-    def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
-        """None, by hooks."""
-        raise ValueError(_NO_PARTS)
-
-    def output_grams(
-        self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
-    ) -> Small:
-        """None, by hooks."""
-        raise ValueError(_NO_PARTS)
+        raise NotImplementedError(_NO_FORWARD)
 
     def forward(self, count: int, directions: Directions) -> Small:
-        """None, by hooks."""
-        raise ValueError(_NO_PARTS)
+        """As :meth:`forward_squares`."""
+        raise NotImplementedError(_NO_FORWARD)
 
     def is_comparable(self, other: Any) -> bool:
         """Whether the other's samples lie along the same axes of the state, on the same processes."""
@@ -222,4 +178,9 @@ class HookedSamples:
         )
         if hooked.exchange.size > 1:
             words += f", on {hooked.exchange.size:,} processes with {hooked.batch:,} samples here"
-        return words
+        return f"{words}: {self.reason}" if self.reason else words
+
+
+def _parts(pairs: Tensor, across: bool) -> Small:
+    """Inner products of pairs with samples as rows, or summed over samples."""
+    return np.asarray((pairs if across else torch.einsum("ibjb->ij", pairs)).cpu().numpy())

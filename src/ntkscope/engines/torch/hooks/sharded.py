@@ -136,14 +136,14 @@ def sketch(values: Tensor, like: Any) -> Tensor:
 def sketch_of_shard(gradient: Any) -> Tensor:
     """This process's part of the sketch of a DTensor: those of all processes add up to it."""
     positions = torch.arange(gradient.numel(), device=gradient.device).reshape(gradient.shape)
-    module = sys.modules["torch.distributed.tensor"]
-    mesh = gradient.device_mesh
-    # Each process takes its own part of what all of them have: nothing moves.
-    own = module.distribute_tensor(positions, mesh, gradient.placements, src_data_rank=None)
-    copies = 1
-    for size, placement in zip(mesh.shape, gradient.placements, strict=True):
-        copies *= size if placement.is_replicate() else 1
-    return _sums(gradient.to_local(), own.to_local().reshape(-1)) / copies
+    mesh, copies = gradient.device_mesh, 1
+    for size, placement, place in zip(mesh.shape, gradient.placements, mesh.get_coordinate(), strict=True):
+        if placement.is_shard():
+            parts = positions.chunk(size, placement.dim)
+            positions = parts[place] if place < len(parts) else positions.narrow(placement.dim, 0, 0)
+        else:
+            copies *= size
+    return _sums(gradient.to_local(), positions.reshape(-1)) / copies
 
 
 def _sums(values: Tensor, positions: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ntkscope.engines.base import Machine, Refusal, Sizes
 from ntkscope.engines.torch.batches import difference
+from ntkscope.engines.torch.hooks.samples import HookedSamples
 from ntkscope.engines.torch.kernel import TorchEngine
 from ntkscope.engines.torch.processes.exchange import Exchange
 from ntkscope.engines.torch.processes.maps import Places, SpreadMap
@@ -56,13 +57,12 @@ class SpreadEngine(StateVectors):
     def _take(self, own: TorchEngine) -> None:
         exchange = self._exchange
         samples = exchange.run(own.samples)
-        reasons = exchange.objects(samples.reason if isinstance(samples, Refusal) else "")
+        reasons = exchange.objects(_why_not(samples))
         rank = next((rank for rank, reason in enumerate(reasons) if reason), None)
-        if isinstance(samples, Refusal) or rank is not None:
+        if not isinstance(samples, TorchSamples) or rank is not None:
             raise ValueError(
-                "several processes measure samples that are treated on their own; those of process "
-                f"{rank} are not: {reasons[rank or 0]}; name the samples' axis by batch_dim=, or measure on "
-                "one process"
+                "several processes measure samples that are treated on their own; "
+                f"of those of process {rank}, " + reasons[rank or 0]
             )
         self.local, self._own_samples = own, samples
         self.ledger, self.budget = own.ledger, own.budget
@@ -239,6 +239,15 @@ class SpreadEngine(StateVectors):
         twin._exchange = self._exchange.again()
         twin._take(twin._exchange.run(make))
         return twin
+
+
+def _why_not(samples: TorchSamples | HookedSamples | Refusal) -> str:
+    """Why there are no samples for several processes, and what to do."""
+    if isinstance(samples, HookedSamples):
+        return "the model cannot be traced; pass engine='hooks' beside group="
+    if isinstance(samples, Refusal):
+        return f"{samples.reason}; name the samples' axis by batch_dim=, or measure on one process"
+    return ""
 
 
 def _digest_of(parameters: Mapping[str, Tensor]) -> str:

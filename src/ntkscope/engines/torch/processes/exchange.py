@@ -77,6 +77,10 @@ class Exchange:
             dist.all_gather_object(found, value, group=self._group)
         return found
 
+    def _known_as(self, rank: int) -> int:
+        """What a process of the group is called among all processes."""
+        return dist.get_global_rank(self._group, rank)
+
     def first(self, value: Found) -> Found:
         """That of rank 0."""
         said: Found = self.objects(value if self.rank == 0 else None)[0]
@@ -134,7 +138,7 @@ class Exchange:
             return numbers
         sent = torch.from_numpy(np.ascontiguousarray(numbers)).to(self.device)
         with self._together():
-            dist.broadcast(sent, group=self._group, group_src=0)
+            dist.broadcast(sent, src=self._known_as(0), group=self._group)
         return np.asarray(sent.cpu().numpy())
 
     def pass_on(self, value: Any, to: int | None, source: int | None) -> Any:
@@ -157,6 +161,9 @@ class Exchange:
         self.received += sum(len(part) for part in parts)
         return None if source is None else unpack(parts)
 
+    def _operation(self, kind: Callable[..., Any], x: Tensor, rank: int) -> Any:
+        return dist.P2POp(kind, x, self._known_as(rank), self._group)
+
     def _lengths(self, things: Sequence[Any]) -> list[Tensor]:
         return [torch.tensor(len(thing), device=self.device) for thing in things]
 
@@ -170,12 +177,9 @@ class Exchange:
     ) -> list[Tensor]:
         """Tensors to one and from another process."""
         found = [] if source is None else [torch.empty(s, dtype=dtype, device=self.device) for s in shapes]
-        group: Any = self._group
         with self._together():
-            operations = [
-                dist.P2POp(dist.isend, x, group=group, group_peer=to) for x in sent if to is not None
-            ]
-            operations += [dist.P2POp(dist.irecv, x, group=group, group_peer=source) for x in found]
+            operations = [self._operation(dist.isend, x, to) for x in sent if to is not None]
+            operations += [self._operation(dist.irecv, x, source) for x in found if source is not None]
             for request in dist.batch_isend_irecv(operations) if operations else []:
                 request.wait()
         return found
@@ -228,7 +232,7 @@ class Exchange:
         sent, shape = _as_bytes(x.movedim(axis, 0), max(self.counts))
         found = [torch.empty_like(sent) for _ in range(self.size)] if rank == self.rank else None
         with self._together():
-            dist.gather(sent, found, group=self._group, group_dst=rank)
+            dist.gather(sent, found, dst=self._known_as(rank), group=self._group)
         if found is None:
             return None
         self.received += (self.size - 1) * len(sent)

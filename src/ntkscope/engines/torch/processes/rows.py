@@ -12,12 +12,10 @@ from torch import Tensor
 
 from ntkscope.engines.torch.memory import take_half
 from ntkscope.engines.torch.processes.exchange import Exchange
+from ntkscope.engines.torch.samples.inner_products import in_step, inner, kernel_inner_products
 from ntkscope.engines.torch.samples.tiles import (
     RowBlock,
     SampleRows,
-    in_step,
-    inner,
-    kernel_inner_products,
     side_by_side,
     tile_of,
 )
@@ -29,7 +27,7 @@ __all__ = ["spread_dense", "spread_inner_products"]
 def spread_inner_products(
     sources: Sequence[SampleRows], exchange: Exchange, budget: int, report: Callable[[int, int], None]
 ) -> tuple[Small, Small]:
-    """As :func:`ntkscope.engines.torch.samples.tiles.kernel_inner_products`, of all processes' samples.
+    """As :func:`~ntkscope.engines.torch.samples.inner_products.kernel_inner_products`, of all samples.
 
     Args:
         sources: This process's rows of every kernel.

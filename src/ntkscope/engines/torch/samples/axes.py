@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.errors import StructureError, no_structure
+from ntkscope.engines.torch.packed import PackedAlone, PackedSeen
+from ntkscope.engines.torch.routing import RoutedAlone, RoutingSeen
 from ntkscope.engines.torch.samples.squeezes import Squeezes
 from ntkscope.engines.torch.state import StateFunction
 from ntkscope.errors import argument
@@ -32,6 +34,8 @@ class SampleAxes:
         state_axis: Axis of the state that holds the samples, one after the other.
         state_shape: Shape of one sample's state.
         squeezes: What each ``squeeze()`` without an axis drops of a batch.
+        routed: Whether all rows are taken where a mask selects some.
+        packed: To how many steps packed sequences of a batch are padded each time; ``None`` without any.
     """
 
     inputs: tuple[int | None, ...]
@@ -39,6 +43,8 @@ class SampleAxes:
     state_axis: int
     state_shape: tuple[int, ...]
     squeezes: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    packed: tuple[int, ...] | None = None
+    routed: bool = False
 
     @classmethod
     def find(cls, function: StateFunction, batch_dim: BatchDim) -> SampleAxes:
@@ -59,12 +65,17 @@ class SampleAxes:
         ):
             sample = [leaf[0] for leaf, _ in one._batched(leaves, range(1))]
             try:
-                with Squeezes() as seen:
+                with Squeezes() as seen, PackedSeen() as packs:
                     state = one.of_one_sample(function, function.parameters, sample)
             except (RuntimeError, ValueError, TypeError, IndexError):
-                # An axis may be missing by what was squeezed.
-                if not seen.found:
+                # An axis may be missing by what was squeezed, and a step by what was packed.
+                if not seen.found and not packs.found:
                     raise
+            if packs.found:
+                with PackedSeen() as packs:
+                    function(function.parameters)
+                one = replace(one, packed=tuple(packs.steps))
+                state = one.of_one_sample(function, function.parameters, sample)
             if seen.found:
                 with Squeezes() as seen:
                     function(function.parameters)
@@ -72,6 +83,21 @@ class SampleAxes:
                 state = one.of_one_sample(function, function.parameters, sample)
         axis, shape = _state_axis(function.output_shape, tuple(state.shape), batch)
         return replace(one, state_axis=axis, state_shape=shape)
+
+    def where_routed(self, function: StateFunction) -> SampleAxes | None:
+        """The same with all rows taken where a mask selects some; ``None`` where none does.
+
+        Raises:
+            StructureError: If the model does not run on a single sample.
+        """
+        sample = [leaf[0] for leaf in self.split(function.inputs, range(1))]
+        with (
+            no_structure("the model does not run on a single sample"),
+            torch.random.fork_rng(devices=[]),
+            RoutingSeen() as seen,
+        ):
+            self.of_one_sample(function, function.parameters, sample)
+        return replace(self, routed=True) if seen.found and not self.routed else None
 
     def _batched(self, leaves: list[Any], samples: range) -> list[tuple[Tensor, int]]:
         """The leaves that differ between samples: (samples first, index among the leaves)."""
@@ -96,7 +122,11 @@ class SampleAxes:
             leaf if axis is None else next(remaining).unsqueeze(axis)
             for leaf, axis in zip(leaves, self.inputs, strict=True)
         ]
-        with Squeezes(self.squeezes) if self.squeezes else nullcontext():
+        with (
+            Squeezes(self.squeezes) if self.squeezes else nullcontext(),
+            PackedAlone(self.packed) if self.packed is not None else nullcontext(),
+            RoutedAlone() if self.routed else nullcontext(),
+        ):
             return function(parameters, pytree.tree_unflatten(filled, spec))
 
     def to_samples(self, block: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ kernel's numbers by as little, or within what :mod:`rounding` measures.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 from ntkscope.engines.torch.errors import StructureError, no_structure
 from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.graph.opened import Graph
-from ntkscope.engines.torch.lengths import distance, furthest, length
+from ntkscope.engines.torch.lengths import distance, furthest, joint_distance, joint_length, length
 from ntkscope.engines.torch.samples.axes import SampleAxes
 from ntkscope.engines.torch.samples.double import agrees_in_double
 from ntkscope.engines.torch.samples.linearization import Linearization
@@ -105,7 +106,6 @@ class _Check:
         function, axes = candidate.function, candidate.axes
         self._candidate = candidate
         self._epsilon = torch.finfo(function.dtype).eps
-        self._lowest = lowest_epsilon(candidate.graph, function.dtype)
         witness = function.witness()
         self._probe = axes.to_samples(witness.probe.reshape(1, -1))
         self._states = axes.to_samples(function.state.reshape(1, -1))[0].flatten(1)
@@ -115,13 +115,25 @@ class _Check:
             else gradient.detach().reshape(-1)
             for name, value in function.parameters.items()
         }
-        self._sizes = {name: length(gradient) for name, gradient in self._gradients.items()}
-        self._whole = math.sqrt(sum(size**2 for size in self._sizes.values()))
+        self._whole = joint_length(list(self._gradients.values()))
         self._units = (1 if is_low(self._epsilon) else _UNITS) * self._epsilon
-        # Sums are accumulated in float32 at least, term by term in some of torch's backward passes.
-        accumulated = min(self._epsilon, torch.finfo(torch.float32).eps)
-        self._summed = {
-            name: _TIMES * accumulated * math.sqrt(axes.batch * positions) * self._sizes[name]
+
+    # What most checks do without.
+
+    @functools.cached_property
+    def _lowest(self) -> float:
+        return lowest_epsilon(self._candidate.graph, self._candidate.function.dtype)
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, float]:
+        return {name: length(gradient) for name, gradient in self._gradients.items()}
+
+    @functools.cached_property
+    def _summed(self) -> dict[str, float]:
+        """Rounding of sums: in float32 at least, term by term in some of torch's backward passes."""
+        candidate, accumulated = self._candidate, min(self._epsilon, torch.finfo(torch.float32).eps)
+        return {
+            name: _TIMES * accumulated * math.sqrt(candidate.axes.batch * positions) * self._sizes[name]
             for name, positions in positions_of(candidate.graph, candidate.groups).items()
         }
 
@@ -153,8 +165,13 @@ class _Check:
         return _Evaluation(states, total.by_parameter())
 
     def _agrees_to_the_digit(self, found: _Evaluation) -> bool:
-        apart = furthest(found.states, self._states)
-        return apart <= self._units * furthest(self._states) and all(
+        if not furthest(found.states, self._states) <= self._units * furthest(self._states):
+            return False
+        gradients = [found.gradients[name] for name in self._gradients]
+        if joint_distance(gradients, list(self._gradients.values())) <= self._units * self._whole:
+            # So is every parameter's.
+            return True
+        return all(
             distance(found.gradients[name], own) <= self._units * self._whole + self._summed[name]
             for name, own in self._gradients.items()
         )

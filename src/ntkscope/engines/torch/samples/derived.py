@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from ntkscope.engines.torch.compat import pytree
+from ntkscope.engines.torch.gradients.exponential import SkewExponential, skew_exponential
 from ntkscope.engines.torch.gradients.factors import Direct, Factor
 from ntkscope.engines.torch.gradients.pulled import (
     outer_with_vector,
@@ -124,6 +125,7 @@ class _Step:
         self._values = values
         self._slopes: dict[fx.Node, Tensor] = {}
         self._together = True
+        self._exponential: tuple[SkewExponential | None] | None = None
         # A part of a result is taken together with the operation that gave it.
         first = node.args[0] if name_of(node) == "getitem" else node
         assert isinstance(first, fx.Node)
@@ -162,7 +164,10 @@ class _Step:
         if any(value.is_complex() for value in (self.value, *self._leaves.values())):
             # Not all that is linear there is linear over complex numbers.
             return self._formed(factor)
-        for way in (self._moved, self._by_slopes, self._by_product, self._by_solution, self._by_reduction):
+        for way in (
+            self._moved, self._by_slopes, self._by_product, self._by_solution, self._by_reduction,
+            self._by_exponential,
+        ):  # fmt: skip
             found = way(factor)
             if found is not None:
                 return found
@@ -259,6 +264,20 @@ class _Step:
             return None
         (gradient,) = torch.autograd.grad(self._result, [x], torch.ones_like(self._result), retain_graph=True)
         return [(source, spread(factor, gradient, columns=by_columns))]
+
+    def _by_exponential(self, factor: Factor) -> list[tuple[fx.Node, Factor]] | None:
+        """Through exp A of a skew-symmetric A."""
+        if name_of(self.node) not in ("matrix_exp", "linalg_matrix_exp"):
+            return None
+        (source,) = self.inputs
+        if self._exponential is None:
+            self._exponential = (skew_exponential(self._leaves[source]),)
+        (known,) = self._exponential
+        if known is None:
+            return None
+        rows = factor.rows()
+        gradients = rows.to(self.value.dtype).unflatten(2, self.value.shape)
+        return [(source, Direct(known.pulled(gradients).flatten(2)))]
 
     def _formed(self, factor: Factor) -> list[tuple[fx.Node, Factor]]:
         """Through anything, the gradients of all probes and samples together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
@@ -28,6 +29,7 @@ from ntkscope.engines.torch.reverse.workspace import Workspace
 from ntkscope.engines.torch.samples.axes import BatchDim, SampleAxes
 from ntkscope.engines.torch.samples.check import Candidate, ValuesError, check_structure
 from ntkscope.engines.torch.samples.derived import derived_weights
+from ntkscope.engines.torch.samples.kept import KeptSums
 from ntkscope.engines.torch.samples.linearization import Linearization
 from ntkscope.engines.torch.samples.rounding import linearize_with_noise
 from ntkscope.engines.torch.state import StateFunction
@@ -73,7 +75,25 @@ class SampleJacobian:
         self.batch = self.axes.batch
         self.outputs = math.prod(self.axes.state_shape)
         self.ledger = Ledger() if ledger is None else ledger
-        self._find_graph(budget)
+        try:
+            self._find_graph(budget)
+        except StructureError as refusal:
+            if not self._is_routed(refusal, budget):
+                raise
+
+    def _is_routed(self, refusal: StructureError, budget: int) -> bool:
+        """Whether a graph holds in which all rows are taken where masks select some; it is kept then."""
+        is_coupled = isinstance(refusal, ValuesError) and refusal.sample is None
+        routed = None if is_coupled else self.axes.where_routed(self.function)
+        if routed is None:
+            return False
+        plain, self.axes = self.axes, routed
+        try:
+            self._find_graph(budget)
+        except StructureError:
+            self.axes = plain
+            return False
+        return True
 
     def _find_graph(self, budget: int) -> None:
         """The graph of the first sample, or of one for which that does not hold."""
@@ -259,21 +279,30 @@ class SampleJacobian:
         Raises:
             MemoryError: If a single sample with a single probe does not fit.
         """
-        return self.portioned(lambda: self._frobenius_squared(progress), self.outputs)
+        sums = KeptSums("exact squares", self.batch)
+        return self.portioned(lambda: self._frobenius_squared(progress, sums), self.outputs)
 
-    def _frobenius_squared(self, progress: Callable[[int, int], None] | None) -> Tensor:
+    def _frobenius_squared(self, progress: Callable[[int, int], None] | None, sums: KeptSums) -> Tensor:
         done = 0
-        out = torch.zeros(self.batch, dtype=torch.float64, device=self.function.device)
-        samples, probes = self._portions.of(self.outputs)
+        device = self.function.device
+        (samples, probes), start, known = sums.begin(self._portions.of(self.outputs))
+        out = torch.from_numpy(known).to(device)
+        numbers = itertools.count()
         for part, linear in self.linearizations(samples):
             for job in jobs(self.graph.pieces, probes):
+                number = next(numbers)
+                if number < start:
+                    done += sum(len(entries) for _, entries in job) * len(part)
+                    continue
                 for gradient in linear.pull_pieces(job, self._workspace):
                     norms = gradient.factor.squared_norms()
                     out[part.start : part.stop] += norms.sum(0, dtype=torch.float64)
                 done += sum(len(entries) for _, entries in job) * len(part)
+                sums.keep(number + 1, out)
                 if progress is not None:
                     progress(done, self.outputs * self.batch)
         self.ledger.add(vjps=self.outputs)
+        sums.keep(next(numbers), out, last=True)
         return out
 
     def _release(self) -> None:

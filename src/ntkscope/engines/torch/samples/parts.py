@@ -17,6 +17,7 @@ from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.graph.groups import Group, group_shape
 from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.samples.grams import Outputs
+from ntkscope.engines.torch.samples.inner_products import kernel_inner_products
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian, jobs
 from ntkscope.engines.torch.samples.linearization import Gradient
 from ntkscope.engines.torch.samples.probed import ProbedGradients
@@ -25,11 +26,10 @@ from ntkscope.engines.torch.samples.tiles import (
     BlockSource,
     RowBlock,
     SampleRows,
-    kernel_inner_products,
 )
 from ntkscope.operators.space import Small
 
-__all__ = ["PartsOfSamples", "output_squares", "split_gradient"]
+__all__ = ["PartsOfSamples", "columns_of", "output_squares", "split_gradient"]
 
 #: The number of the part that each parameter belongs to, by its name.
 Parts = Mapping[str, int]
@@ -46,13 +46,13 @@ def split_gradient(graph: Graph, gradient: Gradient, parts: Parts) -> Iterator[t
     group, outputs = gradient.group, group_shape(graph, gradient.group).outputs
     use, roles = graph.uses[group.uses[0][0]], group.uses[0][1]
     widths = [max(1, use.constants[role].shape.numel() // outputs) for role in roles]
-    pieces = _columns(gradient.factor, widths)
+    pieces = columns_of(gradient.factor, widths)
     by_block = dict(zip((use.parameters[role] for role in roles), pieces, strict=True))
     for block, number in zip(group.blocks, numbers, strict=True):
         yield number, Gradient(Group((block,), group.uses), by_block[block])
 
 
-def _columns(factor: Factor, widths: Sequence[int]) -> list[Factor]:
+def columns_of(factor: Factor, widths: Sequence[int]) -> list[Factor]:
     """A factor of (outputs, features) as those of some of its features each."""
     if isinstance(factor, Outer):
         dense = factor.sample_side.dense(factor.dtype).split(list(widths), dim=3)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkscope.engines.torch.gradients.factors import Direct, Factor
@@ -34,9 +33,6 @@ __all__ = [
     "WholeRows",
     "check_range",
     "dense_kernel",
-    "in_step",
-    "inner",
-    "kernel_inner_products",
     "side_by_side",
     "tile_of",
 ]
@@ -205,53 +201,6 @@ class WholeRows:
             yield RowBlock(index.unsqueeze(1), [rows.settled(n)])
 
 
-def kernel_inner_products(
-    sources: Sequence[BlockSource],
-    budget: int = DEFAULT_BUDGET,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Traces tr K_a and products ⟨K_a, K_b⟩_F of m kernels on one state: shapes (m,) and (m, m), float64.
-
-    Args:
-        sources: The kernels' rows.
-        budget: Bytes to keep blocks in; those that do not fit are computed again.
-        progress: Called with (tiles done, tiles in all).
-    """
-    sources = in_step(sources)
-    totals = np.zeros((len(sources), len(sources)))
-    traces = np.zeros(len(sources))
-    count = len(sources[0])
-    done = 0
-
-    def add(lefts: list[RowBlock], rights: list[RowBlock], weight: int) -> None:
-        nonlocal done
-        # Squares of entries leave the range of float32 long before these do.
-        tiles = [tile_of(left, right).double() for left, right in zip(lefts, rights, strict=True)]
-        for a, tile in enumerate(tiles):
-            if weight == 1:
-                traces[a] += float(tile.flatten(0, 1).flatten(1).diagonal().sum())
-            for b in range(a + 1):
-                totals[a, b] += weight * inner(tile, tiles[b])
-        done += 1
-        if progress is not None:
-            progress(done, count * (count + 1) // 2)
-
-    for panel, followers in _panels(sources, budget):
-        for number, lefts in enumerate(panel):
-            for other in range(number + 1):
-                add(lefts, panel[other], 1 if other == number else 2)
-        for rights in followers:
-            for lefts in panel:
-                add(lefts, rights, 2)
-    return traces, np.tril(totals) + np.tril(totals, -1).T
-
-
-def in_step(sources: Sequence[BlockSource]) -> list[BlockSource]:
-    """The sources with the same rows in each block: the smallest that any of them would take."""
-    rows = min((source.rows for source in sources if isinstance(source, CutSource)), default=0)
-    return [source.with_rows(rows) if isinstance(source, CutSource) else source for source in sources]
-
-
 def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> Tensor:
     """K itself, shape (n, n), in the state's dtype.
 
@@ -323,8 +272,3 @@ def tile_of(left: RowBlock, right: RowBlock) -> Tensor:
     for ours, theirs in zip(left.factors, right.factors, strict=True):
         ours.add_tile(theirs, total)
     return total
-
-
-def inner(a: Tensor, b: Tensor) -> float:
-    """The Frobenius inner product of two tiles."""
-    return float(torch.dot(a.reshape(-1), b.reshape(-1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,20 @@ from torch import Tensor
 from ntkscope.engines.base import Directions
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.samples.grams import output_grams, probe_grams
+from ntkscope.engines.torch.samples.inner_products import kernel_inner_products
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.parts import PartsOfSamples, output_squares
 from ntkscope.engines.torch.samples.probed import ProbedGradients
 from ntkscope.engines.torch.samples.strata import on_spheres, strata_of
 from ntkscope.engines.torch.samples.tangents import SampleTangents
-from ntkscope.engines.torch.samples.tiles import SampleRows, kernel_inner_products
+from ntkscope.engines.torch.samples.tiles import SampleRows
+from ntkscope.journal import active, recorded
 from ntkscope.operators.space import Small
 
 __all__ = ["TorchSamples"]
+
+# Probes that are kept together in a file.
+_TOGETHER = 8
 
 
 class TorchSamples:
@@ -52,6 +58,12 @@ class TorchSamples:
 
     def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), the strata of every z_b on their spheres, to (k, B)."""
+        starts = range(0, probes.shape[1], _TOGETHER if active() else max(probes.shape[1], 1))
+        parts = [probes[:, start : start + starts.step] for start in starts]
+        ledger = self.jacobian.ledger
+        return np.concatenate([recorded("squares", partial(self._squares, z), ledger) for z in parts])
+
+    def _squares(self, probes: NDArray[np.float64]) -> Small:
         z = self._tensor(probes.T).contiguous()
         scales = on_spheres(self.jacobian.axes.to_samples(z), self._silent)
         return np.asarray((self.jacobian.squared_norms(z) * scales).cpu().numpy(), dtype=np.float64)
@@ -64,11 +76,15 @@ class TorchSamples:
 
     def forward_squares(self, count: int, directions: Directions) -> Small:
         """‖J_b u_b‖² with a direction for every probe and sample: shape (count, B)."""
-        norms = self.tangents().squared_norms(
-            count, lambda probes, samples: self._tensor(directions(probes, samples))
-        )
-        self.jacobian.ledger.add(jvps=count)
-        return np.asarray(norms.cpu().numpy(), dtype=np.float64)
+
+        def work() -> Small:
+            norms = self.tangents().squared_norms(
+                count, lambda probes, samples: self._tensor(directions(probes, samples))
+            )
+            self.jacobian.ledger.add(jvps=count)
+            return np.asarray(norms.cpu().numpy(), dtype=np.float64)
+
+        return recorded("forward squares", work, self.jacobian.ledger)
 
     @property
     def direction_size(self) -> int:
@@ -133,6 +149,8 @@ class TorchSamples:
 
     def is_comparable(self, other: Any) -> bool:
         """Whether the other's samples lie along the same axes of the state."""
+        if not isinstance(other, TorchSamples):
+            return False
         ours, theirs = self.jacobian.axes, other.jacobian.axes
         return (ours.batch, ours.state_axis, ours.state_shape) == (
             theirs.batch,

@@ -52,6 +52,9 @@ class StreamEngine(StateVectors):
         RuntimeError: If the loader raises an exception.
     """
 
+    #: Whether a run may be kept in a file, and gone on with.
+    keeps_work = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.samples.probed import Rows, Sides
 from ntkscope.engines.torch.stream.batches import Reader
 from ntkscope.engines.torch.stream.source import Stream, samples_of
+from ntkscope.journal import recorded
 from ntkscope.operators.space import Small
 from ntkscope.runs.ring import RingProducts
 
@@ -95,21 +97,14 @@ class StreamProbed:
         total = places[-1].blocks.stop
         step = max(1, room // (block * signs.shape[1]) ** 2)
         for offset in offsets:
-            ahead = gradients.reader()
-            behind = gradients.reader()
-            number, right = -1, None
+            pair = _Pair(gradients, block, signs.shape[1])
             for this, place in enumerate(places):
-                left = behind.get(this)
                 for other, ours, theirs in _meetings(place.blocks, offset, places, total):
-                    if other != number:
-                        # The old one goes before the new one comes.
-                        right = None
-                        number, right = other, left if other == this else ahead.get(other)
-                    assert right is not None
                     for start in range(0, len(ours), step):
                         here, there = ours[start : start + step], theirs[start : start + step]
+                        tile = partial(pair.tile, this, here, other, there)
                         first = place.blocks.start + here.start
-                        yield offset, first, _tile(left, here, right, there, block, signs.shape[1])
+                        yield offset, first, recorded("tile of a ring", tile, self._stream.ledger)
 
     def _places(self, order: NDArray[np.int64], block: int) -> list[_Place]:
         places, start = [], 0
@@ -134,6 +129,34 @@ class _Gradients:
     def reader(self) -> _GradientReader:
         """A place in the data."""
         return _GradientReader(self, self.stream.reader())
+
+
+class _Pair:
+    """The gradients of the two batches that meet, each read on to when it is wanted."""
+
+    def __init__(self, gradients: _Gradients, block: int, probes: int) -> None:
+        self._block, self._probes = block, probes
+        self._ahead, self._behind = gradients.reader(), gradients.reader()
+        self._this = self._other = -1
+        self._left: _Cuts = []
+        self._right: _Cuts = []
+
+    def at(self, this: int, other: int) -> tuple[_Cuts, _Cuts]:
+        """Those of two batches."""
+        if this != self._this:
+            self._left = self._behind.get(this)
+            self._this = this
+        if other != self._other:
+            # The old ones go before the new ones come.
+            self._right = []
+            self._right = self._left if other == this else self._ahead.get(other)
+            self._other = other
+        return self._left, self._right
+
+    def tile(self, this: int, ours: range, other: int, theirs: range) -> Small:
+        """Inner products of blocks of both."""
+        left, right = self.at(this, other)
+        return _tile(left, ours, right, theirs, self._block, self._probes)
 
 
 class _GradientReader:

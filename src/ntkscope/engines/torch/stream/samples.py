@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.engines.base import Directions, SampleParts
-from ntkscope.engines.torch.samples.tiles import kernel_inner_products
+from ntkscope.engines.torch.kernel import TorchEngine
+from ntkscope.engines.torch.samples.inner_products import kernel_inner_products
 from ntkscope.engines.torch.samples.traced import TorchSamples
 from ntkscope.engines.torch.stream.probed import StreamProbed
 from ntkscope.engines.torch.stream.rows import StreamRows
 from ntkscope.engines.torch.stream.source import Stream, samples_of
+from ntkscope.journal import recorded
 from ntkscope.operators.space import Small
 
 __all__ = ["StreamSamples"]
@@ -56,10 +59,22 @@ class StreamSamples:
 
     def squares(self, probes: NDArray[np.float64]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), to (k, B), by one pass over the data."""
-        parts = [
-            samples_of(engine).squares(probes[places.numpy()]) for engine, places in self._stream.visits()
-        ]
-        return np.concatenate(parts, axis=1)
+
+        def of_batch(engine: TorchEngine, number: int) -> Small:
+            places = self._stream.positions(number, engine).numpy()
+            return samples_of(engine).squares(probes[places])
+
+        return np.concatenate(self._of_batches("squares of a batch", of_batch), axis=1)
+
+    def _of_batches(self, name: str, work: Callable[[TorchEngine, int], Small]) -> list[Small]:
+        """What is known of each batch, in one pass; of what is kept in a file the data is only read."""
+        reader = self._stream.reader()
+
+        def visit(number: int) -> Small:
+            return work(self._stream.visit(number, reader), number)
+
+        count = len(self._stream.batches)
+        return [recorded(name, partial(visit, number), self._stream.ledger) for number in range(count)]
 
     def forward_squares(self, count: int, directions: Directions) -> Small:
         """Not of data that streams.
@@ -84,15 +99,16 @@ class StreamSamples:
         work: Callable[[TorchSamples, Callable[[int, int], None]], Small],
     ) -> Small:
         """What is known of every sample, from the batches in turn; the report counts thousandths."""
-        parts: list[Small] = []
-        for number, (engine, _) in enumerate(self._stream.visits()):
+
+        def of_batch(engine: TorchEngine, number: int) -> Small:
             before, batch = self._stream.starts[number], self._stream.batches[number]
 
-            def here(done: int, total: int, before: int = before, batch: int = batch) -> None:
+            def here(done: int, total: int) -> None:
                 report(round(1000 * (before + batch * done / max(total, 1))), 1000 * self.batch)
 
-            parts.append(work(samples_of(engine), here))
-        return np.concatenate(parts)
+            return work(samples_of(engine), here)
+
+        return np.concatenate(self._of_batches("numbers of a batch", of_batch))
 
     def exact_moments(self, others: Sequence[Any], report: Callable[[int, int], None]) -> tuple[Small, Small]:
         """Traces and inner products in tiles over all pairs of batches, by layer factors."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkscope.engines.base import Refusal
 from ntkscope.engines.torch.kernel import TorchEngine
 from ntkscope.engines.torch.samples.axes import SampleAxes
 from ntkscope.engines.torch.samples.jacobian import SampleJacobian
@@ -73,7 +72,7 @@ class Stream:
             self.states.append(state)
         assert first is not None
         samples = first.samples()
-        if isinstance(samples, Refusal):
+        if not isinstance(samples, TorchSamples):
             raise ValueError(
                 f"data that streams needs samples that are treated on their own: {samples.reason}; name the "
                 "samples' axis by batch_dim=, or pass one batch"
@@ -126,7 +125,7 @@ class Stream:
             engine.with_structure(self._structures[number])
             return engine
         samples = engine.samples()
-        if isinstance(samples, Refusal):
+        if not isinstance(samples, TorchSamples):
             raise ValueError(
                 f"batch {number} of the data has samples that cannot be treated on their own: "
                 f"{samples.reason}; leave it out, or pass one batch"
@@ -160,7 +159,7 @@ class Stream:
 def samples_of(engine: TorchEngine) -> TorchSamples:
     """The samples of an engine that was visited."""
     samples = engine.samples()
-    assert not isinstance(samples, Refusal)
+    assert isinstance(samples, TorchSamples)
     return samples
 
 

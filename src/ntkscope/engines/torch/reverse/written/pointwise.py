@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.func import vmap
 
+from ntkscope.engines.torch.graph.running import Running
+
 __all__ = ["FusedPointwise", "IdenticalPointwise", "Slope", "fuse_pointwise", "group_identical"]
 
 #: ∂y/∂x for every sample, shape (B, *y); a number where it is the same everywhere; ``None`` for 0.
@@ -51,7 +53,7 @@ class FusedPointwise:
         for node in self.members:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[self.output])
-        return fx.GraphModule(torch.nn.Module(), graph)
+        return Running(graph, torch.nn.Module())
 
 
 def fuse_pointwise(pointwise: Sequence[fx.Node], ends: set[fx.Node]) -> dict[fx.Node, FusedPointwise]:

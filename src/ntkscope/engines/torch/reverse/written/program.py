@@ -17,12 +17,12 @@ from torch import Tensor, fx
 from ntkscope.engines.torch.graph.opened import Graph
 from ntkscope.engines.torch.graph.operators import (
     View,
-    drop_dead,
     is_pointwise,
     name_of,
     unbound_axis,
     view_of,
 )
+from ntkscope.engines.torch.graph.running import Running
 from ntkscope.engines.torch.graph.walks import leading_to
 from ntkscope.engines.torch.reverse.written.layout import Layout, Reach, SplitOutput
 from ntkscope.engines.torch.reverse.written.pointwise import (
@@ -86,7 +86,8 @@ class Program:
         self.layout = Layout(tapped, self._views, split_outputs, tuple(runs))
         needed = dict.fromkeys(value for adjoint in self._adjoints.values() for value in adjoint.needs)
         self._needed = tuple(needed)
-        self.module = _without_taps(graph, taps, self.state, self._captured, self._needed)
+        results = (self.state, tuple(self._captured), self._needed)
+        self.module = Running(graph.graph, graph.constants, results, zeros=taps)
 
     @classmethod
     def of(cls, graph: Graph, runs: Sequence[tuple[int, ...]]) -> Program | None:
@@ -197,19 +198,3 @@ def _reached_from(nodes: Iterable[fx.Node], starts: Iterable[fx.Node]) -> set[fx
         if any(n in found for n in node.all_input_nodes):
             found.add(node)
     return found
-
-
-def _without_taps(
-    opened: Graph, taps: Sequence[fx.Node], *results: fx.Node | Sequence[fx.Node]
-) -> fx.GraphModule:
-    """The graph with its taps at zero, and other results."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in opened.graph.nodes:
-        if node.op == "output" or node in taps:
-            continue
-        tap = next((n for n in node.all_input_nodes if n in taps), None)
-        copies[node] = copies[node.args[0]] if tap is not None else graph.node_copy(node, copies.__getitem__)
-    graph.output(fx.map_arg(results, copies.__getitem__))
-    drop_dead(graph)
-    return fx.GraphModule(opened.constants, graph)
