@@ -13,7 +13,7 @@ from torch import nn
 
 from ntkscope import NTK, Estimate, Fingerprint, alignment_matrix, velocity
 from ntkscope.fingerprints import take
-from ntkscope.runs import ring as rings
+from ntkscope.runs import ring_sums
 from ntkscope.runs.sample_gram import sample_signs
 from reference import Dense, alignment, dense
 from zoo import INDEPENDENT, Case, each
@@ -225,14 +225,14 @@ def test_is_unbiased() -> None:
 
 
 def test_the_check_finds_cross_terms_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = rings.RingSums._add_own
+    right = ring_sums.RingSums._add_own
 
-    def kept(self: rings.RingSums, start: int, products: NDArray[np.float64]) -> None:
+    def kept(self: ring_sums.RingSums, start: int, products: NDArray[np.float64]) -> None:
         same = np.einsum("pusisi->p", products) / products.shape[3]
         right(self, start, products)
         self._values += same
 
-    monkeypatch.setattr(rings.RingSums, "_add_own", kept)
+    monkeypatch.setattr(ring_sums.RingSums, "_add_own", kept)
     assert abs(z_scores(60)["square"]) > 4
     assert abs(z_scores(60)["inner"]) > 4
 

@@ -13,7 +13,7 @@ from ntkscope import NTK
 from ntkscope.metrics import evaluate
 from ntkscope.operators.probes import random_signs
 from ntkscope.results import Cost, Estimate
-from ntkscope.runs import ring as rings
+from ntkscope.runs import ring_sums
 from ntkscope.runs.ring import Ring
 from ntkscope.runs.sample_gram import SampleGramRun
 from zoo import BY_NAME, INDEPENDENT, Case, each
@@ -128,15 +128,15 @@ def test_is_unbiased(batch: int, heavy: float) -> None:
 
 def test_the_check_finds_cross_terms_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample's probes against themselves are no estimate of ‖K_bb‖²."""
-    right = rings.RingSums._add_own
+    right = ring_sums.RingSums._add_own
 
-    def kept(self: rings.RingSums, start: int, products: Array) -> None:
+    def kept(self: ring_sums.RingSums, start: int, products: Array) -> None:
         same = np.einsum("pusisj->pusij", products)
         diagonal = np.einsum("pusii->p", same) / products.shape[3]
         right(self, start, products)
         self._values += diagonal
 
-    monkeypatch.setattr(rings.RingSums, "_add_own", kept)
+    monkeypatch.setattr(ring_sums.RingSums, "_add_own", kept)
     assert abs(z_scores(jacobians(12), 2, 200)["inner_product"]) > 4
 
 

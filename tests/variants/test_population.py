@@ -10,6 +10,7 @@ from torch import nn
 
 from ntkscope import NTK
 from ntkscope.runs import ring as rings
+from ntkscope.runs import ring_sums
 from ntkscope.runs.population import population_moments
 from reference import dense
 from zoo import INDEPENDENT, Case, each
@@ -68,12 +69,12 @@ def test_both_sums_are_unbiased(samples: int) -> None:
 
 
 def test_the_check_finds_a_sample_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = rings.RingSums.__init__
+    right = ring_sums.RingSums.__init__
 
-    def kept(self: rings.RingSums, ring: rings.Ring, count: int, probes: int, own: bool = True) -> None:
+    def kept(self: ring_sums.RingSums, ring: rings.Ring, count: int, probes: int, own: bool = True) -> None:
         right(self, ring, count, probes, True)
 
-    monkeypatch.setattr(rings.RingSums, "__init__", kept)
+    monkeypatch.setattr(ring_sums.RingSums, "__init__", kept)
     assert abs(z_scores(100)[1]) > 4
 
 

@@ -15,8 +15,9 @@ beyond its row and its column is all that adds to the error. The cost grows with
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +25,24 @@ from numpy.typing import NDArray
 from ntkscope.operators.probes import random_signs
 from ntkscope.operators.space import Small
 from ntkscope.runs.moments import Moment, Monomial
-from ntkscope.runs.ring import Counted, Part, ProbedSamples, Ring, RingProducts, RingSums, without_mean
+from ntkscope.runs.ring import Counted, Part, ProbedSamples, Ring, RingProducts, without_mean
+from ntkscope.runs.ring_sums import RingSums
 from ntkscope.runs.statistics import Summary, summarise_sums
 
 __all__ = ["RingMoments", "SampleGramRun", "ring_moments", "sample_signs"]
 
 _STREAM = 22
-# Numbers in a tile.
+# Numbers in a tile, and of the pairs that are looked at together.
 _ROOM = 1 << 21
 #: Signs that agree by chance, in bits: as rare as six standard errors.
 _CHANCE_BITS = 29
 #: A value of one pair of probes squared is at most so much of its variance: (zᵀKz')² of rank one is
 #: the square of a square, whose second moment is 9/8 of its variance.
 _OWN_PAIR = 8 / 9
+
+
+#: Pairs of a moment around the ring, and what they count.
+_Pairs: TypeAlias = tuple[NDArray[np.float32], float]
 
 
 def sample_signs(size: int, start: int, stop: int, seed: int) -> NDArray[np.int8]:
@@ -125,7 +131,7 @@ class RingMoments:
         scaled = [(part, power / part.value) for part, power in parts]
         influence = np.sum([scale * part.influence for part, scale in scaled], axis=0)
         own = _own_pairs([(part.own, scale) for part, scale in scaled if part.own is not None])
-        ring = [scale * part.ring for part, scale in scaled if part.ring is not None]
+        ring = [(part.ring, scale * part.unit) for part, scale in scaled if part.ring is not None]
         scales = self._scales(powers)
         twice = float(scales @ self.counted.twice @ scales)
         sizes = np.sum([abs(scale) * np.abs(part.influence).mean(axis=0) for part, scale in scaled], axis=0)
@@ -140,10 +146,9 @@ class RingMoments:
         variances = [_of_probes(shown, twice, least, own)]
         if ring and self.missing > 0:
             probes = float(scales @ self.counted.in_ring @ scales)
-            pairs = np.sum(ring, axis=0)
-            of_pairs, freedom = _of_ring(pairs)
+            of_pairs, freedom = _of_ring(ring)
             if not self.is_shuffled:
-                of_pairs, freedom = max((of_pairs, freedom), _between_offsets(pairs))
+                of_pairs, freedom = max((of_pairs, freedom), _between_offsets(ring))
             of_choice = self.missing * (self.weight**2 * of_pairs - probes)
             variances.append((max(of_choice, 0.0), freedom))
         relative, freedom = _together(variances)
@@ -212,26 +217,40 @@ def _of_probes(probes: Summary, twice: float, least: float, own: Small | None) -
     return total, 1 / doubt
 
 
-def _of_ring(pairs: Small) -> tuple[float, float]:
+def _of_ring(rings: Sequence[_Pairs]) -> tuple[float, float]:
     """Σ of squares of what is left of pairs beyond their rows and columns, and its degrees of freedom.
 
     Samples are shuffled, so that these remains add up at random.
+
+    Args:
+        rings: Pairs of each moment, shape (c, nb, q, q), and what they count.
     """
-    size = pairs.shape[2]
-    left = without_mean(without_mean(pairs, 3), 2)
+    size = rings[0][0].shape[2]
     inside = max((size - 1) ** 2, 1) / size**2
-    squares = left**2 / inside
-    total = float(squares.sum())
+    total = fourth = 0.0
+    for pairs in _block_by_block(rings):
+        squares = without_mean(without_mean(pairs, 3), 2) ** 2 / inside
+        total += float(squares.sum())
+        fourth += float((squares**2).sum())
     if total == 0:
         return 0.0, math.inf
-    return total, max(1.0, total**2 / float((squares**2).sum()) * inside)
+    return total, max(1.0, total**2 / fourth * inside)
 
 
-def _between_offsets(pairs: Small) -> tuple[float, float]:
+def _between_offsets(rings: Sequence[_Pairs]) -> tuple[float, float]:
     """The same from how the sums at the offsets differ, and nothing else: for samples in any order."""
-    count = len(pairs)
-    sums = pairs.sum(axis=(1, 2, 3))
+    sums = np.sum([pairs.sum(axis=(1, 2, 3)) for pairs in _block_by_block(rings)], axis=0)
+    count = len(sums)
     return count * float(sums.var(ddof=1)), count - 1.0
+
+
+def _block_by_block(rings: Sequence[_Pairs]) -> Iterator[Small]:
+    """The pairs of all moments together, some blocks at a time."""
+    offsets, blocks, size, _ = rings[0][0].shape
+    step = max(1, _ROOM // (offsets * size**2))
+    for start in range(0, blocks, step):
+        here = slice(start, start + step)
+        yield np.sum([scale * ring[:, here].astype(np.float64) for ring, scale in rings], axis=0)
 
 
 def _together(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:

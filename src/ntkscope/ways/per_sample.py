@@ -24,7 +24,7 @@ STREAM = 20
 _FORWARD_STREAM = 21
 
 # Of the probes that are drawn at once: a language model's state may have tens of millions.
-_NUMBERS = 1 << 25
+_NUMBERS = 1 << 23
 # Samples of a batch tell more of the error, but one of them may make the trace alone.
 _FIRST_LOOK = 4
 # Probes that the trace is expected to need for 1%.
