@@ -87,6 +87,9 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             its layers, one pass for all probes. ``"auto"``: that where parameters are sharded
             (``fully_shard``, DTensor), of which every process brings its own samples; else by tracing,
             with hooks in place of what cannot be traced.
+        group: Processes that hold copies of the model and samples of their own: a process group of
+            ``torch.distributed``, or ``"world"``. The kernel is that of all their samples, numbered by
+            rank, and all of them make the same calls.
 
     Attributes:
         engine: What knows the model's framework; see :class:`ntkscope.engines.base.Engine`.
@@ -122,6 +125,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         class_dim: int | None = None,
         scale: Any = None,
         engine: EngineName = "auto",
+        group: Any = None,
     ) -> None:
         check_chunk_size(chunk_size)
         budget = parse_memory(memory)
@@ -139,6 +143,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             **({} if loss is None else {"loss": loss, "reduction": reduction, "class_dim": class_dim}),
             **({} if scale is None else {"scale": scale}),
             **({} if engine == "auto" else {"engine": engine}),
+            **({} if group is None else {"group": group}),
         )
 
     def at(self, model: Any) -> NTK:

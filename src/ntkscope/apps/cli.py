@@ -13,6 +13,7 @@ import ntkscope
 from ntkscope.apps import options as opt
 from ntkscope.apps import watching
 from ntkscope.apps.failures import INTERRUPTED, OneLineErrors
+from ntkscope.apps.processes import is_first
 from ntkscope.files import check_distinct, check_writable, write_text
 from ntkscope.words import ALL_METRICS, METRICS, PAIR_METRICS, SPECTRAL, TITLES
 
@@ -94,7 +95,7 @@ def _deliver(
             print_grid(console, grid)
         for note in report.notes():
             console.print(Text(f"note: {note}"))
-    if plot is not None:
+    if plot is not None and is_first():
         from ntkscope.plots import report_figure, save_figure, single_subtitle
 
         names = [kernel.name for kernel in report.kernels]
@@ -110,7 +111,7 @@ def _write_json(content: dict[str, Any], json: Path | None) -> None:
 
     if str(json) == "-":
         print(to_json(content), end="")
-    elif json is not None:
+    elif json is not None and is_first():
         write_text(json, to_json(content))
 
 
@@ -262,7 +263,7 @@ def spectrum(
         console = Console()
         console.print(Text.assemble((factory, "bold"), f": {describe(kernel)}"))
         print_grid(console, spectrum_grid(numbers))
-    if plot is not None:
+    if plot is not None and is_first():
         from ntkscope.plots import save_figure, spectrum_figure
 
         save_figure(spectrum_figure({checkpoint.stem if checkpoint else factory: found}), plot)
