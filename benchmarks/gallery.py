@@ -30,6 +30,7 @@ from benchmarks.gallery_page import write_pages
 from benchmarks.timing import machine
 from ntkscope import NTK
 from ntkscope.engines.base import Refusal
+from ntkscope.engines.torch.hooks.samples import HookedSamples
 
 __all__ = ["call", "disturbed", "main", "structure_of"]
 
@@ -67,6 +68,15 @@ def structure_of(ntk: NTK) -> dict[str, Any]:
     samples = ntk.engine.samples()
     if isinstance(samples, Refusal):
         return {"refusal": samples.reason}
+    if isinstance(samples, HookedSamples):
+        layers = len(samples.hooked.layers)
+        return {
+            "batch": samples.batch,
+            "outputs": samples.outputs,
+            "uses": layers,
+            "derived": 0,
+            "general": {},
+        }
     graph = samples.jacobian.graph  # type: ignore[attr-defined]
     return {
         "batch": samples.batch,

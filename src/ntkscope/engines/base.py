@@ -76,6 +76,8 @@ class Sizes:
         taps: Numbers in all output gradients of one sample and probe, where the layers are known.
         gradient_flops: Work of the parameter gradients' norms of one sample and probe.
         general: Parameters that take the general way.
+        spread: How many times the work of the batch one backward pass of all samples takes, where parts of
+            the model see no sample.
         used: Parameters in all operations together, one that is used twice counted twice.
         pieces: Parts of the state that are pulled back on their own.
         kernels: Kernels that are measured together.
@@ -96,6 +98,7 @@ class Sizes:
     taps: int = 0
     gradient_flops: float = 0.0
     general: int = 0
+    spread: float = 1.0
     used: int = 0
     pieces: int = 1
     kernels: int = 1

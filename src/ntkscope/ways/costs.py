@@ -33,7 +33,9 @@ def per_sample_seconds(sizes: Sizes, machine: Machine, probes: int, pieces: int)
     passes = max(pieces, math.ceil(chunk_bytes / max(sizes.budget / 2, 1)))
     # Of all the steps of a recurrence, half lie before an output on average.
     share = 0.5 if pieces > 1 else 1.0
-    backward = probes * (sizes.flops + sizes.batch * 2 * sizes.gradient_flops) * share
-    written = probes * (2 * sizes.elements + sizes.batch * (sizes.taps + sizes.general)) * share
+    backward = probes * (sizes.flops * sizes.spread + sizes.batch * 2 * sizes.gradient_flops) * share
+    written = (
+        probes * (2 * sizes.elements * sizes.spread + sizes.batch * (sizes.taps + sizes.general)) * share
+    )
     calls = 3 * sizes.operations * (1 + passes * share)
     return machine.seconds(sizes.flops + backward, sizes.elements + written, calls)

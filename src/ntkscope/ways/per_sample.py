@@ -134,10 +134,14 @@ class PerSampleForward(_PerSampleTrace):
         chunk_bytes = sizes.itemsize * probes * (2 * sizes.batch * sizes.p + 3 * sizes.elements)
         passes = math.ceil(chunk_bytes / max(sizes.budget, 1))
         # Directions are drawn and turned into numbers, and every use of a parameter reads its direction.
-        written = probes * 3 * sizes.elements + 3 * tangents + probes * sizes.batch * sizes.used
+        written = (
+            probes * 3 * sizes.elements * sizes.spread + 3 * tangents + probes * sizes.batch * sizes.used
+        )
         # Before the first probes, forward mode is checked by one product and its transpose.
         calls = 4 * sizes.operations * (passes + 1)
-        return machine.seconds(sizes.flops * (5 + 2.0 * probes), 3 * sizes.elements + written, calls)
+        return machine.seconds(
+            sizes.flops * (5 + 2.0 * probes * sizes.spread), 3 * sizes.elements + written, calls
+        )
 
     def trace_run(self, samples: Samples, n: int, seed: int, epsilon: float) -> HutchinsonRun:
         """The trace alone, as a run.

@@ -230,6 +230,7 @@ class TorchEngine(StateVectors):
             gradient_flops=jacobian.gradient_flops(),
             used=jacobian.used_parameters(),
             general=jacobian.general_size,
+            spread=jacobian.spread(),
             pieces=len(jacobian.graph.pieces),
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ntkscope.engines.torch.graph.opened import Graph, Use
+from ntkscope.engines.torch.graph.operators import view_of
 from ntkscope.engines.torch.rules import GroupShape
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "largest_features",
     "largest_work",
     "runs_of",
+    "shared_elements",
     "tap_elements",
     "tapped_parameters",
 ]
@@ -136,6 +138,25 @@ def gradient_flops(graph: Graph, groups: Sequence[Group]) -> float:
     """Multiply-adds of the gradients' norms."""
     shapes = [group_shape(graph, group) for group in groups]
     return sum(min(positions * size, positions**2 * outputs) for outputs, size, positions in shapes)
+
+
+def shared_elements(graph: Graph) -> int:
+    """Numbers that layers compute which no sample reaches, and which have gradients for every sample."""
+    holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    taps = len(holders) - len(graph.uses)
+    of_sample, shared = set(holders[len(graph.names) : taps]), set(holders[taps:])
+    total = 0
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if of_sample.intersection(node.all_input_nodes):
+            of_sample.add(node)
+        elif shared.intersection(node.all_input_nodes):
+            shared.add(node)
+            # A layer's output and the tap on it are one.
+            is_tapped = any(user.args[-1] in holders[taps:] for user in node.users if user.args)
+            total += 0 if is_tapped or view_of(node) else math.prod(node.meta["shape"] or (0,))
+    return total
 
 
 def tapped_parameters(graph: Graph) -> int:

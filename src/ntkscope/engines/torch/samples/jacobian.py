@@ -18,6 +18,7 @@ from ntkscope.engines.torch.graph.groups import (
     largest_features,
     largest_work,
     runs_of,
+    shared_elements,
     tap_elements,
     tapped_parameters,
 )
@@ -82,10 +83,10 @@ class SampleJacobian:
                 raise
 
     def _is_routed(self, refusal: StructureError, budget: int) -> bool:
-        """Whether a graph holds in which all rows are taken where masks select some; it is kept then."""
-        is_coupled = isinstance(refusal, ValuesError) and refusal.sample is None
-        routed = None if is_coupled else self.axes.where_routed(self.function)
-        if routed is None:
+        """Whether a graph holds, and is kept, in which all rows are taken where masks select some."""
+        if isinstance(refusal, ValuesError) and refusal.sample is None:
+            return False
+        if (routed := self.axes.where_routed(self.function)) is None:
             return False
         plain, self.axes = self.axes, routed
         try:
@@ -228,6 +229,11 @@ class SampleJacobian:
     def gradient_flops(self) -> float:
         """Multiply-adds of the gradients' norms, for one sample and probe."""
         return gradient_flops(self.graph, self.groups)
+
+    def spread(self) -> float:
+        """How many times the work of the batch a backward pass of all samples takes."""
+        # What no sample reaches is computed once, and goes back for every sample.
+        return 1 + shared_elements(self.graph) * (self.batch - 1) / self.function.forward_size.elements
 
     def used_parameters(self) -> int:
         """Parameters in all operations together: one that is used twice counts twice."""
