@@ -114,7 +114,8 @@ class Outer:
         probe_side = widened(wide.probe_side)
         if probe_side.shape[3] == 1:
             # Of one position: ‖δ‖²‖a‖², without a product of matrices for each.
-            squares = (probe_side * probe_side).sum(4, keepdim=True).mul_(wide.sample_side.own_gram())
+            lengths = torch.linalg.vector_norm(probe_side, dim=4, keepdim=True)
+            squares = lengths.square_().mul_(wide.sample_side.own_gram())
             squares = squares[:, :, 0, 0, 0] if squares.shape[2] == 1 else squares.sum((2, 3, 4))
             return squares, squares
         products = (probe_side @ probe_side.mT).mul_(wide.sample_side.own_gram())
