@@ -98,9 +98,9 @@ def test_coupled_samples_and_unknown_structure() -> None:
 
 def test_options_are_kept() -> None:
     gru, x = nn.GRU(3, 4).double(), _random(5, 2, 3)
-    first = NTK(gru, x, outputs=lambda y: y[0], batch_dim=1, memory_budget=1 << 20, chunk_size=7)
+    first = NTK(gru, x, outputs=lambda y: y[0], batch_dim=1, memory=1 << 20, chunk_size=7)
     later = first.at(gru)
-    assert (later.output_shape, later.memory_budget) == (first.output_shape, first.memory_budget)
+    assert (later.output_shape, later.memory) == (first.output_shape, first.memory)
     assert later.trace("exact").value == pytest.approx(first.trace("exact").value, rel=1e-12)
     tapped = NTK(nn.Sequential(gru), x, layer="0", outputs=lambda y: y[1][0], batch_dim=1)
     assert tapped.at(nn.Sequential(gru)).output_shape == (2, 4)

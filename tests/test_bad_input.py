@@ -172,9 +172,9 @@ MAKING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "'b' was called 0 times",
     ),
     "no-budget": (
-        lambda: NTK(_model(), X, memory_budget=0),
+        lambda: NTK(_model(), X, memory=0),
         ValueError,
-        "must be positive, found 0 and None",
+        "memory must be a byte or more, found 0",
     ),
     "no-chunk": (lambda: NTK(_model(), X, chunk_size=0), ValueError, "must be positive"),
 }

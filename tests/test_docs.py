@@ -84,6 +84,6 @@ def test_the_pages_build_without_raw_roles_or_names_of_constants(tmp_path: Path)
         assert not re.search(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?://""", html), page.name
     reference = re.sub(r"<[^>]+>", "", (tmp_path / "reference.html").read_text(encoding="utf-8"))
     assert not re.search(r"= ?(DEFAULT_\w+|STANDARD|DOUBLE_EPSILON)\b", reference)
-    assert "memory_budget: int = 1 &lt;&lt; 30" in reference
+    assert "rtol: float = 0.01" in reference
     assert (tmp_path / "javascripts" / "tex-svg.js").stat().st_size > 1_000_000
     assert 'class="arithmatex"' in (tmp_path / "concepts.html").read_text(encoding="utf-8")

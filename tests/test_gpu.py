@@ -89,7 +89,7 @@ def test_a_seed_gives_the_estimate_of_the_cpu(case: Case, method: str) -> None:
 
 @each(["mlp", "gru", "transformer"])
 def test_budgets_do_not_change_a_result(case: Case) -> None:
-    for options in ({"chunk_size": 1}, {"memory_budget": 1}, {"memory_budget": 50_000}):
+    for options in ({"chunk_size": 1}, {"memory": 1}, {"memory": 50_000}):
         ntk = _on_gpu(case, **options)
         assert ntk.trace("exact").value == pytest.approx(case.dense().trace, rel=1e-8)
         assert ntk.frobenius_norm("exact").value == pytest.approx(case.dense().frobenius_norm, rel=1e-8)

@@ -198,9 +198,9 @@ VARIED = [
     [
         {"chunk_size": 1},
         {"chunk_size": 7},
-        {"memory_budget": 1},
-        {"memory_budget": 20_000},
-        {"memory_budget": 300_000},
+        {"memory": 1},
+        {"memory": 20_000},
+        {"memory": 300_000},
     ],
     ids=str,
 )
@@ -233,7 +233,7 @@ def test_same_seed_same_estimate_for_every_chunk_size(metric: str, method: str) 
         return [estimate.value for _, estimate in found.rows()]
 
     usual = values()
-    for options in ({"chunk_size": 1}, {"chunk_size": 3}, {"chunk_size": 1000}, {"memory_budget": 5000}):
+    for options in ({"chunk_size": 1}, {"chunk_size": 3}, {"chunk_size": 1000}, {"memory": 5000}):
         assert values(**options) == pytest.approx(usual, rel=1e-5)
 
 

@@ -13,7 +13,15 @@ import torch
 from ntkscope import NTK, Estimate, Options, estimators, measure_all
 from ntkscope.measure import METHODS
 from ntkscope.metrics import METRICS
-from ntkscope.settings import Method, TraceMethod, TraceSource, check_minimum, check_sizes, options_of
+from ntkscope.settings import (
+    Method,
+    TraceMethod,
+    TraceSource,
+    check_chunk_size,
+    check_minimum,
+    options_of,
+    parse_memory,
+)
 from ntkscope.ways.table import methods_of
 
 MATRIX = 1.0 / (1 + np.arange(40)[:, None] + np.arange(40))
@@ -83,11 +91,50 @@ def test_a_budget_below_a_methods_minimum() -> None:
 
 
 def test_sizes() -> None:
-    check_sizes(1 << 20, None)
-    with pytest.raises(TypeError, match="memory_budget must be a number, found '1GB'; pass bytes"):
-        check_sizes("1GB", None)
-    with pytest.raises(ValueError, match="must be positive, found 0 and None"):
-        check_sizes(0, None)
+    check_chunk_size(None)
+    check_chunk_size(3)
+    with pytest.raises(TypeError, match="chunk_size must be a number, found 'many'"):
+        check_chunk_size("many")
+    with pytest.raises(ValueError, match="chunk_size must be positive, found 0"):
+        check_chunk_size(0)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        (1 << 20, 1 << 20),
+        (1e9, 10**9),
+        ("4GiB", 4 << 30),
+        (" 1.5 gb ", 1_500_000_000),
+        ("512M", 512_000_000),
+        ("512 MiB", 512 << 20),
+        ("2Ti", 2 << 40),
+        ("100", 100),
+        ("3kB", 3000),
+        (".5KiB", 512),
+    ],
+)
+def test_sizes_of_memory(given: Any, expected: int | None) -> None:
+    assert parse_memory(given) == expected
+
+
+@pytest.mark.parametrize("given", ["a lot", "4 parsecs", "GiB", "-1GiB", "1.2.3GiB", "", "4 Gi B"])
+def test_texts_that_are_no_sizes(given: str) -> None:
+    with pytest.raises(ValueError, match="is no size; write a number with B, KiB, MiB, GiB or TiB"):
+        parse_memory(given)
+
+
+@pytest.mark.parametrize("given", [0, -5, "0GiB", float("inf"), float("nan")])
+def test_sizes_that_leave_no_room(given: Any) -> None:
+    with pytest.raises(ValueError, match="memory must be a byte or more"):
+        parse_memory(given)
+
+
+@pytest.mark.parametrize("given", [True, [1], b"4GiB"])
+def test_what_is_no_memory(given: Any) -> None:
+    with pytest.raises(TypeError, match="memory must be bytes or a text"):
+        parse_memory(given)
 
 
 # Whole and by keyword.

@@ -116,7 +116,7 @@ def test_estimates_of_the_papers_gru(method: str, products: int) -> None:
 
 # The same seed gives the same estimate, however the work is cut.
 
-OPTIONS = [{"chunk_size": 1}, {"chunk_size": 3}, {"chunk_size": 1000}, {"memory_budget": 4000}]
+OPTIONS = [{"chunk_size": 1}, {"chunk_size": 3}, {"chunk_size": 1000}, {"memory": 4000}]
 PAPER = ("hutch++", "rhutch", "fhutch", "per-sample")
 METRICS = ("trace", "frobenius_norm", "effective_rank", "alignment", "measure")
 EVERY = [(metric, method) for metric in METRICS for method in BY_METRIC[metric] if method != "exact"]

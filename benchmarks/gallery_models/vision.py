@@ -29,7 +29,7 @@ def resnet18(batch: int = 32, size: int = 64, **config: Any) -> Parts:
     "ResNet-50",
     "vision",
     "The norm's cheapest way keeps the gradients of all samples at once. They do not fit the default budget "
-    "of 1 GiB, and what is taken in its place costs five times as much: give `memory_budget=` what you have.",
+    "of 1 GiB, and what is taken in its place costs five times as much: give `memory=` what you have.",
     package="timm",
     small=_FEW | {"size": 32, "layers": (1, 1, 1, 1), "channels": (2, 4, 4, 4), "stem_width": 4},
 )
@@ -37,7 +37,7 @@ def resnet50(batch: int = 32, size: int = 64, **config: Any) -> Parts:
     import timm
 
     model = timm.create_model("resnet50", **config).eval()
-    return model, torch.randn(batch, 3, size, size), {"memory_budget": 8 << 30}
+    return model, torch.randn(batch, 3, size, size), {"memory": "8GiB"}
 
 
 @entry(

@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["StateError", "argument", "said", "words_of_the_terminal"]
+__all__ = [
+    "ProcessLostError",
+    "StateError",
+    "argument",
+    "said",
+    "words_of_the_terminal",
+]
 
 _terminal: ContextVar[bool] = ContextVar("terminal", default=False)
 
@@ -65,3 +71,7 @@ class StateError(TypeError):
 
     def __reduce__(self) -> tuple[type[StateError], tuple[str, str]]:
         return type(self), (self.found, self.remedy)
+
+
+class ProcessLostError(RuntimeError):
+    """Another process, which this one works with, has ended or failed."""

@@ -17,12 +17,12 @@ from ntkscope.results import (
     named_kernels,
 )
 from ntkscope.settings import (
-    DEFAULT_BUDGET,
     Limits,
     Method,
     Options,
-    check_sizes,
+    check_chunk_size,
     options_of,
+    parse_memory,
 )
 from ntkscope.verbs.cross import CrossVerbs
 from ntkscope.verbs.metrics import MetricVerbs
@@ -64,7 +64,9 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         batch_dim: The axis of the inputs that holds the samples (or a tuple or dict of axes, one for
             each input, ``None`` for shared ones). ``None``: the samples are coupled, treat the batch
             as a whole. Coupled samples are detected anyway.
-        memory_budget: Bytes that one step of work may take besides the model.
+        memory: What one step of work may take besides the model: bytes, or a text such as ``"4GiB"``. If
+            not given, 1 GiB, or a quarter of what is free where that is less. Chunks follow from it, and
+            where memory runs out all the same they are halved.
         chunk_size: Probes in a chunk; chosen from the budget if ``None``.
         loss: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"`` (of logits), or a function of the
             whole state to one number, convex in it. With RRᵀ = ∂²L/∂h², the state is Rᵀh, R fixed at the
@@ -84,6 +86,9 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         engine: ``"hooks"``: the model is not traced, its own forward and ``backward()`` run with hooks on
             its layers, one pass for all probes. ``"auto"``: that where parameters are sharded
             (``fully_shard``, DTensor), of which every process brings its own samples; else by tracing.
+        group: Processes that hold copies of the model and samples of their own: a process group of
+            ``torch.distributed``, or ``"world"``. The kernel is that of all their samples, numbered by
+            rank, and all of them make the same calls.
 
     Attributes:
         engine: What knows the model's framework; see :class:`ntkscope.engines.base.Engine`.
@@ -112,15 +117,17 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         outputs: Callable[[Any], Any] | None = None,
         layer: str | None = None,
         batch_dim: BatchDim | None = 0,
-        memory_budget: int = DEFAULT_BUDGET,
+        memory: int | str | None = None,
         chunk_size: int | None = None,
         loss: Any = None,
         reduction: str = "mean",
         class_dim: int | None = None,
         scale: Any = None,
         engine: EngineName = "auto",
+        group: Any = None,
     ) -> None:
-        check_sizes(memory_budget, chunk_size)
+        check_chunk_size(chunk_size)
+        budget = parse_memory(memory)
         if engine not in ("auto", "hooks"):
             raise ValueError(f"unknown engine {engine!r}; choose one of 'auto', 'hooks'")
         self.engine = make_engine(
@@ -129,12 +136,13 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
             outputs=outputs,
             layer=layer,
             batch_dim=batch_dim,
-            memory_budget=memory_budget,
             chunk_size=chunk_size,
             # An engine need not know of what is not asked for.
+            **({} if budget is None else {"memory_budget": budget}),
             **({} if loss is None else {"loss": loss, "reduction": reduction, "class_dim": class_dim}),
             **({} if scale is None else {"scale": scale}),
             **({} if engine == "auto" else {"engine": engine}),
+            **({} if group is None else {"group": group}),
         )
 
     def at(self, model: Any) -> NTK:
@@ -206,7 +214,7 @@ class NTK(MetricVerbs, PartVerbs, SpectrumVerbs, TargetVerbs, CrossVerbs):
         return self.engine.device
 
     @property
-    def memory_budget(self) -> int:
+    def memory(self) -> int:
         """Bytes that one step of work may take besides the model."""
         return self.engine.budget
 

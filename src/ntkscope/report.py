@@ -7,12 +7,12 @@ import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ntkscope
-from ntkscope.results import Cost, Estimate
+from ntkscope.results import Cost, Estimate, Split
 from ntkscope.words import ALL_METRICS, METRICS, SYMBOLS, TITLES
 
 __all__ = [
@@ -43,12 +43,14 @@ class KernelNumbers:
         kernel: The NTK that was measured.
         metrics: Estimates by metric.
         cost: Of all of them together.
+        splits: Metrics in parts, by metric, where they were asked for.
     """
 
     name: str
     kernel: ntkscope.NTK
     metrics: dict[str, Estimate]
     cost: Cost
+    splits: dict[str, Split] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -60,6 +62,7 @@ class KernelNumbers:
             "dtype": str(self.kernel.dtype).removeprefix("torch."),
             "device": str(self.kernel.device),
             "metrics": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
+            "splits": {name: split.to_dict() for name, split in self.splits.items()},
             "cost": self.cost.to_dict(),
         }
 
@@ -93,7 +96,9 @@ class Report:
     def estimates(self) -> list[Estimate]:
         """All of them."""
         own = [estimate for kernel in self.kernels for estimate in kernel.metrics.values()]
-        return own + [alignment.estimate for alignment in self.alignments]
+        splits = [split for kernel in self.kernels for split in kernel.splits.values()]
+        parts = [part for split in splits for part in split.values()]
+        return own + parts + [alignment.estimate for alignment in self.alignments]
 
     def notes(self) -> list[str]:
         """What a reader should know besides the numbers, each once."""

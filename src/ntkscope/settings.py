@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypedDict, cast
@@ -24,8 +26,9 @@ __all__ = [
     "SplitMethod",
     "TraceMethod",
     "TraceSource",
-    "check_sizes",
+    "check_chunk_size",
     "options_of",
+    "parse_memory",
 ]
 
 #: Methods of every metric.
@@ -145,16 +148,50 @@ def options_of(options: Options | None, products: int | None, seed: int | None, 
     return dataclasses.replace(options or Options(), **chosen)
 
 
-def check_sizes(memory_budget: Any, chunk_size: Any) -> None:
-    """An error for a memory budget or a chunk that makes no sense."""
-    for name, value in (("memory_budget", memory_budget), ("chunk_size", chunk_size)):
-        if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-            raise TypeError(f"{name} must be a number, found {value!r}; pass bytes, such as {1 << 28:,}")
-    if memory_budget <= 0 or (chunk_size is not None and chunk_size < 1):
-        raise ValueError(
-            f"memory_budget and chunk_size must be positive, found {memory_budget} and {chunk_size}; "
-            "leave them out to have them chosen"
-        )
+def check_chunk_size(chunk_size: Any) -> None:
+    """An error for a chunk that makes no sense."""
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, (int, float, type(None))):
+        raise TypeError(f"chunk_size must be a number, found {chunk_size!r}; leave it out to have it chosen")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be positive, found {chunk_size}; leave it out to have it chosen")
+
+
+_PREFIXES = enumerate(("k", "m", "g", "t"), 1)
+_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{middle}": base**power
+    for power, prefix in _PREFIXES
+    for middle, base in (("", 1000), ("b", 1000), ("i", 1024), ("ib", 1024))
+}
+
+
+def parse_memory(memory: Any) -> int | None:
+    """A number of bytes; ``None`` stays.
+
+    Args:
+        memory: A number, or a text such as ``"4GiB"``, ``"1.5 GB"`` or ``"300 MiB"``.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If it is not positive, or no size.
+
+    >>> parse_memory("4GiB"), parse_memory("1.5 GB"), parse_memory(100)
+    (4294967296, 1500000000, 100)
+    """
+    if memory is None:
+        return None
+    if isinstance(memory, bool) or not isinstance(memory, (int, float, str)):
+        raise TypeError(f"memory must be bytes or a text, found {memory!r}; pass memory='4GiB'")
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-zA-Z]*)\s*", memory)
+        if match is None or match[2].lower() not in _UNITS:
+            raise ValueError(
+                f"{argument('memory', memory)} is no size; write a number with B, KiB, MiB, GiB or TiB, "
+                "such as '4GiB'"
+            )
+        memory = float(match[1]) * _UNITS[match[2].lower()]
+    if not 1 <= memory < math.inf:
+        raise ValueError(f"memory must be a byte or more, found {memory}; use a size such as '4GiB'")
+    return int(memory)
 
 
 def check_minimum(options: Options, minimum: int) -> None:

@@ -21,6 +21,9 @@ OUT_OF_MEMORY: dict[str, Callable[[], Exception]] = {
 }  # fmt: skip
 each_error = pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
 
+# What it says of halved sizes has tests of its own.
+pytestmark = pytest.mark.filterwarnings("ignore:memory ran out:RuntimeWarning")
+
 
 class Work:
     """Keeps the ranges that were done, and fails on those that are too long."""

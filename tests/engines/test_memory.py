@@ -54,7 +54,7 @@ make, shape = MODELS[name]
 torch.manual_seed(0)
 model, x = make(), torch.randn(shape)
 ntkscope.NTK(model, x[:2]).trace("exact")  # what torch loads at first use
-ntk = ntkscope.NTK(model, x, memory_budget=budget)
+ntk = ntkscope.NTK(model, x, memory=budget)
 traced, _ = peak(ntk.engine.samples)
 exact, trace = peak(lambda: ntk.trace("exact").value)
 unchunked, expected = peak(lambda: at_once(ntk.engine.samples().jacobian))

@@ -120,7 +120,7 @@ def test_budgets_do_not_change_squared_norms(case: Case) -> None:
         case.shared().engine.samples().jacobian.frobenius_squared(),
     )
     for budget in (1, 5_000, 60_000, 1_000_000):
-        structure = case.ntk(memory_budget=budget).engine.samples().jacobian
+        structure = case.ntk(memory=budget).engine.samples().jacobian
         torch.testing.assert_close(structure.squared_norms(z), usual, rtol=1e-10, atol=0)
         torch.testing.assert_close(structure.frobenius_squared(), exact, rtol=1e-10, atol=0)
 
@@ -129,7 +129,7 @@ def test_budgets_do_not_change_squared_norms(case: Case) -> None:
 def test_the_same_seed_gives_the_same_samples_for_every_budget_and_count(case: Case) -> None:
     usual = case.shared().trace("per-sample", 9, seed=4)
     assert usual.samples is not None
-    for options in ({"chunk_size": 1}, {"chunk_size": 4}, {"memory_budget": 1}, {"memory_budget": 40_000}):
+    for options in ({"chunk_size": 1}, {"chunk_size": 4}, {"memory": 1}, {"memory": 40_000}):
         estimate = case.ntk(**options).trace("per-sample", 9, seed=4)
         assert estimate.value == pytest.approx(usual.value, rel=1e-10)
         assert estimate.samples == pytest.approx(usual.samples, rel=1e-10)
@@ -143,7 +143,7 @@ def test_the_same_seed_gives_the_same_samples_for_every_budget_and_count(case: C
 @each(["mlp", "gru", "class-token"])
 @pytest.mark.parametrize("budget", [1, 1 << 30])
 def test_vjps_count_probes_of_the_whole_batch(case: Case, budget: int) -> None:
-    structure = case.ntk(memory_budget=budget).engine.samples().jacobian
+    structure = case.ntk(memory=budget).engine.samples().jacobian
     assert structure.ledger.vjps == 0
     structure.squared_norms(_random(7, case.shared().n))
     assert structure.ledger.vjps == 7
@@ -164,7 +164,7 @@ def test_costs_of_estimates_are_those_of_their_products() -> None:
 @each(["mlp", "gru", "samples-last"])
 @pytest.mark.parametrize("budget", [1, 30_000, 1 << 30])
 def test_progress_ends_with_all_outputs(case: Case, budget: int) -> None:
-    structure = case.ntk(memory_budget=budget).engine.samples().jacobian
+    structure = case.ntk(memory=budget).engine.samples().jacobian
     calls: list[tuple[int, int]] = []
     structure.frobenius_squared(lambda done, total: calls.append((done, total)))
     done = [count for count, _ in calls]
@@ -184,7 +184,7 @@ def test_the_whole_batch_runs_forward_once_and_parts_each_time() -> None:
 def test_steps_grow_with_the_budget(case: Case) -> None:
     work = []
     for budget in (1, 10_000, 100_000, 1_000_000, 1 << 30):
-        samples, probes = case.ntk(memory_budget=budget).engine.samples().jacobian._portions.of(100)
+        samples, probes = case.ntk(memory=budget).engine.samples().jacobian._portions.of(100)
         assert 1 <= samples <= case.shared().engine.samples().jacobian.batch
         assert probes >= 1
         work.append(samples * probes)

@@ -268,9 +268,7 @@ def networks(draw: Draw, padding_idx: Sequence[int | None] = (None, 1)) -> Netwo
             parameters[index].requires_grad_(False)
         axis = draw(st.integers(0, inputs.dim() - 1))
     options = draw(
-        st.sampled_from(
-            [{}, {}, {"memory_budget": 1}, {"memory_budget": 20_000}, {"chunk_size": 1}, {"chunk_size": 7}]
-        )
+        st.sampled_from([{}, {}, {"memory": 1}, {"memory": 20_000}, {"chunk_size": 1}, {"chunk_size": 7}])
     )
     return Network(Moved(layers, axis), inputs.movedim(0, axis).contiguous(), axis, batch, options)
 
@@ -326,7 +324,7 @@ def test_norms_and_kernels_are_those_of_the_dense_jacobian(network: Network) -> 
     assert ntk.trace("exact").value == pytest.approx(reference.trace, rel=1e-9, abs=1e-300)
     assert ntk.frobenius_norm("exact").value == pytest.approx(reference.frobenius_norm, rel=1e-9, abs=1e-300)
     for source in (SampleRows(structure, rows=16), WholeRows(ntk.engine.jacobian, rows=20)):
-        traces, inner = kernel_inner_products([source], budget=ntk.memory_budget)
+        traces, inner = kernel_inner_products([source], budget=ntk.memory)
         assert traces[0] == pytest.approx(reference.trace, rel=1e-9, abs=1e-300)
         assert inner[0, 0] == pytest.approx(reference.frobenius_norm**2, rel=1e-9, abs=1e-300)
     _close(ntk.to_dense(), reference.kernel)

@@ -45,7 +45,7 @@ def test_the_numbers_do_not_depend_on_the_memory() -> None:
     model, x = paper_gru()
     options = {"outputs": lambda y: y[0], "batch_dim": 1}
     values = [
-        NTK(model, x, memory_budget=budget, **options).trace("per-sample-forward", products=2).value
+        NTK(model, x, memory=budget, **options).trace("per-sample-forward", products=2).value
         for budget in (1 << 30, 1 << 22)
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-5)

@@ -343,5 +343,5 @@ def test_bad_arguments() -> None:
         list(found)
     with pytest.raises(ValueError, match=r"treated on their own: batch_dim=None says that they are coupled"):
         NTK(mlp(), batch(8), batch_dim=None).fingerprint()
-    with pytest.raises(ValueError, match=r"the memory budget is 20,000; raise memory_budget="):
-        NTK(mlp(), batch(64), memory_budget=20_000).fingerprint(40)
+    with pytest.raises(ValueError, match=r"the memory budget is 20,000; raise memory="):
+        NTK(mlp(), batch(64), memory=20_000).fingerprint(40)

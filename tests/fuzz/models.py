@@ -191,7 +191,7 @@ def build(spec: Spec, *, trained: bool = False) -> Subject:
         if trained:
             _perturb(model, spec.seed + 3)
     if spec.budget is not None:
-        options = {**options, "memory_budget": spec.budget}
+        options = {**options, "memory": spec.budget}
     pick: Callable[[Any], Tensor] = lambda y: y  # noqa: E731
     if spec.sink in ("dict", "tuple"):
         key: Any = "logits" if spec.sink == "dict" else 0

@@ -180,14 +180,14 @@ def test_to_a_tolerance() -> None:
 
 def test_the_numbers_do_not_depend_on_the_budget() -> None:
     whole = _sequence()
-    small = _sequence(memory_budget=1 << 18)
+    small = _sequence(memory=1 << 18)
     for keep, method, products in (((0,), "reverse", 12), ((2,), "reverse", 60), ((1,), "forward", 12)):
         one, two = (ntk.partial_trace(keep, method=method, products=products) for ntk in (whole, small))
         np.testing.assert_allclose(one.values, two.values, rtol=1e-9, atol=1e-12)
     for keep in ((0,), (1,), (0, 2)):
         one, two = (ntk.partial_trace(keep, method="exact") for ntk in (whole, small))
         np.testing.assert_allclose(one.values, two.values, rtol=1e-9, atol=1e-12)
-    tiny = _sequence(memory_budget=1 << 10)
+    tiny = _sequence(memory=1 << 10)
     with pytest.raises(ValueError, match="do not fit the memory budget together; use method='forward'"):
         tiny.partial_trace("batch", method="exact")
     assert tiny.partial_trace("batch", rtol=0.2).method == "forward"

@@ -52,7 +52,7 @@ def test_coupling_that_begins_late(kind: type[nn.Module], first_flagged: int) ->
     model, x = kind().double(), torch.randn(60, 5, dtype=torch.double)
     x[:, 0] = (torch.arange(60) >= first_flagged).double()
     right = dense(model, lambda: model(x))
-    ntk = NTK(model, x, memory_budget=20_000)
+    ntk = NTK(model, x, memory=20_000)
     assert_right(ntk.trace(method="exact"), right.trace)
     assert_right(ntk.frobenius_norm(method="exact"), right.frobenius_norm)
 

@@ -89,7 +89,7 @@ def test_every_method_comes_to_it(method: str) -> None:
 
 def test_products_where_dense_kernels_do_not_fit() -> None:
     made, x = models()
-    first, second = (NTK(model, x, memory_budget=300_000) for model in made)
+    first, second = (NTK(model, x, memory=300_000) for model in made)
     found = first.alignment(second, centered=True, rtol=0.05)
     assert found.cost.products > 0
     assert found.value == pytest.approx(truth_of()["alignment"], abs=0.1)
@@ -204,6 +204,6 @@ def test_layers_and_files(tmp_path: object) -> None:
     with pytest.raises(ValueError, match="needs at least 4 probes, which samples share, found 2"):
         NTK(made[0], x).fingerprint(centered=True)
     with pytest.raises(ValueError, match="keeps all their pairs, which takes"):
-        NTK(made[0], x, memory_budget=500_000).fingerprint(8, centered=True)
+        NTK(made[0], x, memory=500_000).fingerprint(8, centered=True)
     with pytest.raises(ValueError, match="found a centred kernel; take the fingerprint without"):
         one.effective_rank(population=True)

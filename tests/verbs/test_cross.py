@@ -40,7 +40,7 @@ def test_against_dense_jacobians() -> None:
 
 def test_small_budgets_go_by_panels() -> None:
     model, one, two = _pair()
-    kernel = NTK(model, one, memory_budget=20_000).cross(two)
+    kernel = NTK(model, one, memory=20_000).cross(two)
     np.testing.assert_allclose(kernel.to_dense(), _dense(model, one, two), rtol=1e-9, atol=1e-12)
 
 

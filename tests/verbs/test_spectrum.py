@@ -168,5 +168,5 @@ def test_all_eigenvalues_where_they_cost_less() -> None:
     coupled = NTK(model, torch.randn(60, 3, 8, 8), batch_dim=None)
     assert "lanczos" in coupled.spectrum(products=100).method
     # A matrix that does not fit the budget is not formed.
-    small = NTK(model, torch.randn(60, 3, 8, 8), memory_budget=1 << 22)
+    small = NTK(model, torch.randn(60, 3, 8, 8), memory=1 << 22)
     assert "lanczos" in small.spectrum(products=100).method

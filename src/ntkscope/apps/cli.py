@@ -13,8 +13,9 @@ import ntkscope
 from ntkscope.apps import options as opt
 from ntkscope.apps import watching
 from ntkscope.apps.failures import INTERRUPTED, OneLineErrors
+from ntkscope.apps.processes import is_first
 from ntkscope.files import check_distinct, check_writable, write_text
-from ntkscope.words import ALL_METRICS, METRICS, PAIR_METRICS, TITLES
+from ntkscope.words import ALL_METRICS, METRICS, PAIR_METRICS, SPECTRAL, TITLES
 
 if TYPE_CHECKING:
     from ntkscope.apps.subject import Subject
@@ -94,7 +95,7 @@ def _deliver(
             print_grid(console, grid)
         for note in report.notes():
             console.print(Text(f"note: {note}"))
-    if plot is not None:
+    if plot is not None and is_first():
         from ntkscope.plots import report_figure, save_figure, single_subtitle
 
         names = [kernel.name for kernel in report.kernels]
@@ -110,7 +111,7 @@ def _write_json(content: dict[str, Any], json: Path | None) -> None:
 
     if str(json) == "-":
         print(to_json(content), end="")
-    elif json is not None:
+    elif json is not None and is_first():
         write_text(json, to_json(content))
 
 
@@ -118,7 +119,7 @@ def _subject(arguments: dict[str, Any]) -> Subject:
     """The model that the options describe."""
     from ntkscope.apps.subject import Subject
 
-    names = ("factory", "layer", "output", "batch_dim", "dtype", "device", "seed", "train_mode")
+    names = ("factory", "layer", "output", "batch_dim", "dtype", "device", "seed", "train_mode", "memory")
     inputs = arguments["inputs"]
     return Subject(
         inputs=None if inputs is None else Path(inputs), **{name: arguments[name] for name in names}
@@ -131,6 +132,7 @@ def measure(
     inputs: opt.Inputs = None,
     checkpoint: opt.Checkpoint = None,
     metrics: opt.Metrics = ALL_METRICS,
+    by: opt.By = None,
     method: opt.Method = "auto",
     products: opt.Products = None,
     rtol: opt.Rtol = None,
@@ -140,25 +142,29 @@ def measure(
     batch_dim: opt.BatchDim = "0",
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
+    memory: opt.Memory = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     plot: opt.Plot = None,
     debug: opt.Debug = False,
 ) -> None:
-    """Measure the kernel of your own model: trace, Frobenius norm, effective rank."""
+    """Measure the kernel of your own model: trace, Frobenius norm, effective rank, eigenvalues, parts."""
     arguments = _arguments(locals())
-    from ntkscope.report import Report, measure_kernel
+    from ntkscope.apps.numbers import numbers_of_kernel
+    from ntkscope.report import Report
 
-    names = opt.parse_metrics(metrics)
+    names = opt.parse_metrics(metrics, (*METRICS, *SPECTRAL))
     opt.check_method(method, names)
+    opt.check_by(by, method, names)
     limits = _limits(products, rtol)
     _check_outputs(json, plot, {"--inputs": inputs, "--checkpoint": checkpoint})
     (kernel,) = _subject(arguments).kernels([checkpoint])
     bar = sys.stdout.isatty() and str(json) != "-"
-    numbers, _ = measure_kernel(
+    numbers = numbers_of_kernel(
         checkpoint.stem if checkpoint else factory,
         kernel,
         names,
+        by,
         method=method,
         products=products,
         seed=seed,
@@ -185,6 +191,7 @@ def compare(
     batch_dim: opt.BatchDim = "0",
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
+    memory: opt.Memory = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     plot: opt.Plot = None,
@@ -231,6 +238,7 @@ def spectrum(
     batch_dim: opt.BatchDim = "0",
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
+    memory: opt.Memory = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     plot: opt.Plot = None,
@@ -255,7 +263,7 @@ def spectrum(
         console = Console()
         console.print(Text.assemble((factory, "bold"), f": {describe(kernel)}"))
         print_grid(console, spectrum_grid(numbers))
-    if plot is not None:
+    if plot is not None and is_first():
         from ntkscope.plots import save_figure, spectrum_figure
 
         save_figure(spectrum_figure({checkpoint.stem if checkpoint else factory: found}), plot)
@@ -274,6 +282,7 @@ def explain(
     batch_dim: opt.BatchDim = "0",
     dtype: opt.Dtype = None,
     device: opt.Device = "cpu",
+    memory: opt.Memory = None,
     train_mode: opt.TrainMode = False,
     json: opt.Json = None,
     debug: opt.Debug = False,

@@ -10,7 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ntkscope.errors import words_of_the_terminal
+from ntkscope.apps.processes import EndedError, is_early, is_said_elsewhere, leave, speaking_once
+from ntkscope.errors import ProcessLostError, words_of_the_terminal
 
 __all__ = ["FAILED", "INTERRUPTED", "OneLineErrors"]
 
@@ -26,7 +27,7 @@ class OneLineErrors(TyperGroup):
         words = sys.argv[1:] if args is None else list(args)
         extra["standalone_mode"] = False
         try:
-            with words_of_the_terminal():
+            with words_of_the_terminal(), speaking_once():
                 code = super().main(words, *rest, **extra)
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
@@ -34,10 +35,17 @@ class OneLineErrors(TyperGroup):
             if "--debug" in words:
                 traceback.print_exc()
             code = FAILED
-            _complain(_message(error))
+            if not is_said_elsewhere():
+                _complain(_message(error))
+        except EndedError as error:
+            code = FAILED
+            if not is_early():
+                _complain(str(error))
         if code == INTERRUPTED:
             _complain("interrupted")
-        sys.exit(code if isinstance(code, int) else 0)
+        status = code if isinstance(code, int) else 0
+        leave(status)
+        sys.exit(status)
 
 
 def _message(error: Exception) -> str:
@@ -45,7 +53,7 @@ def _message(error: Exception) -> str:
     if hasattr(error, "format_message"):  # of the command line itself
         return f"{error.format_message()} (see --help)"
     text = " ".join(str(error).split())
-    if isinstance(error, (ValueError, TypeError, ImportError)) and text:
+    if isinstance(error, (ValueError, TypeError, ImportError, ProcessLostError)) and text:
         return text
     return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"
 

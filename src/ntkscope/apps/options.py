@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from ntkscope.words import METRICS, TITLES
+from ntkscope.words import METRICS, SPECTRAL, TITLES
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_method", "parse_batch_dim", "parse_device", "parse_dtype", "parse_metrics"]
+__all__ = [
+    "check_by",
+    "check_method",
+    "parse_batch_dim",
+    "parse_by",
+    "parse_device",
+    "parse_dtype",
+    "parse_metrics",
+]
+
+#: What ``--by`` calls the parts of a kernel.
+PARTS = ("layer", "parameter", "sample", "output")
 
 #: What models can be brought to.
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -58,8 +69,17 @@ Inputs: TypeAlias = Annotated[
 Metrics: TypeAlias = Annotated[
     str,
     typer.Option(
-        help="What to measure, separated by commas: " + ", ".join(METRICS) + ".",
-        autocompletion=_starting(lambda: METRICS),
+        help="What to measure, separated by commas: " + ", ".join([*METRICS, *SPECTRAL]) + ".",
+        autocompletion=_starting(lambda: [*METRICS, *SPECTRAL]),
+    ),
+]
+By: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--by",
+        help="Parts to show besides: layer, parameter, sample, output, or patterns of parameters' names "
+        "separated by commas, such as '*.attn.*,*.mlp.*'.",
+        autocompletion=_starting(lambda: PARTS),
     ),
 ]
 PairMetrics: TypeAlias = Annotated[
@@ -115,6 +135,12 @@ Dtype: TypeAlias = Annotated[
     ),
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Memory: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="What one step of work may take, such as 4GiB; 1 GiB, or a quarter of what is free, by default."
+    ),
+]
 TrainMode: TypeAlias = Annotated[
     bool,
     typer.Option("--train-mode", help="Leave the model in training mode; by default it is put in eval mode."),
@@ -148,6 +174,12 @@ def check_method(method: str, metrics: Sequence[str]) -> None:
     known = methods()
     if method not in _known_methods():
         raise ValueError(f"unknown method {method!r}; choose from {', '.join(_known_methods())}")
+    spectral = [metric for metric in metrics if metric in SPECTRAL]
+    if spectral and method not in ("auto", "exact"):
+        raise ValueError(
+            f"method {method!r} gives no {SPECTRAL[spectral[0]]}; choose from auto, exact, or leave "
+            f"{spectral[0]} out of --metrics"
+        )
     joint = metrics[0] if len(metrics) == 1 and metrics[0] in METRICS else "measure"
     if method not in known[joint]:
         alone = [metric for metric in METRICS if method in known[metric]]
@@ -155,6 +187,26 @@ def check_method(method: str, metrics: Sequence[str]) -> None:
             f"method {method!r} is for {', '.join(alone)} alone; add --metrics {alone[0]}"
             f", or choose from {', '.join(known[joint])}"
         )
+
+
+def check_by(by: str | None, method: str, metrics: Sequence[str]) -> None:
+    """There must be parts of this name, of a metric that has parts, by a method that gives them."""
+    if by is None:
+        return
+    if by not in PARTS and not set(by) & set("*?["):
+        raise ValueError(
+            f"unknown --by {by!r}; choose from {', '.join(PARTS)}, or give patterns of parameters' names "
+            f"such as '{by}*'"
+        )
+    if not set(metrics) & set(METRICS):
+        raise ValueError(f"--by splits {', '.join(METRICS)}; add one of them to --metrics, or leave it out")
+    if method not in ("auto", "exact", "per-sample"):
+        raise ValueError(f"method {method!r} gives no parts; choose from auto, exact, per-sample")
+
+
+def parse_by(text: str) -> str | list[str]:
+    """``"layer"`` to itself, ``"*.attn.*, *.mlp.*"`` to patterns."""
+    return text if text in PARTS else [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse_batch_dim(text: str) -> int | None:

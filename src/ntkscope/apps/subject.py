@@ -14,6 +14,8 @@ from ntkscope import NTK
 from ntkscope.apps.factory import build_model
 from ntkscope.apps.loading import cast_inputs, load_checkpoint, load_inputs, map_tensors, one_line
 from ntkscope.apps.options import parse_batch_dim, parse_device, parse_dtype
+from ntkscope.apps.processes import join, local_device, own_share
+from ntkscope.errors import ProcessLostError
 
 __all__ = ["Subject", "describe"]
 
@@ -32,6 +34,7 @@ class Subject:
         device: To bring them to.
         seed: Of torch while the factory runs.
         train_mode: Leave the model in training mode.
+        memory: What one step of work may take.
     """
 
     factory: str
@@ -43,6 +46,7 @@ class Subject:
     device: str
     seed: int
     train_mode: bool
+    memory: str | None = None
 
     def kernels(self, checkpoints: Sequence[Path | None]) -> list[NTK]:
         """The model's kernel at each checkpoint (``None``: as the factory made it)."""
@@ -60,23 +64,40 @@ class Subject:
         inputs = own if given is None else given
         if inputs is None:
             raise ValueError(f"{self.factory} returned no inputs; name a file of them with --inputs")
+        group, device = join(device), local_device(device)
+        inputs = own_share(inputs, batch_dim)
         model = model.to(device, dtype).train(model.training and self.train_mode)
         inputs = cast_inputs(inputs, model, device)
         first: NTK | None = None
         for checkpoint in checkpoints:
             if checkpoint is not None:
                 load_checkpoint(model, checkpoint)
-            kernel = self._kernel(model, inputs, batch_dim, first)
+            kernel = self._kernel(model, inputs, batch_dim, first, group)
             first = first or kernel
             yield model, kernel
 
-    def _kernel(self, model: torch.nn.Module, inputs: Any, batch_dim: int | None, first: NTK | None) -> NTK:
+    def _kernel(
+        self,
+        model: torch.nn.Module,
+        inputs: Any,
+        batch_dim: int | None,
+        first: NTK | None,
+        group: str | None,
+    ) -> NTK:
         pick = None if self.output is None else _Pick(self.output)
         try:
             if first is not None:
                 return first.at(model)
-            return NTK(model, inputs, outputs=pick, layer=self.layer, batch_dim=batch_dim)
-        except (ValueError, TypeError):
+            return NTK(
+                model,
+                inputs,
+                outputs=pick,
+                layer=self.layer,
+                batch_dim=batch_dim,
+                memory=self.memory,
+                group=group,
+            )
+        except (ValueError, TypeError, ProcessLostError):
             raise
         except Exception as error:
             raise ValueError(

@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from ntkscope.report import KernelNumbers, Report, interval_text
 from ntkscope.results import Estimate
-from ntkscope.words import TITLES
+from ntkscope.words import TITLES, title_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Grid", "alignment_grid", "comparison_grid", "kernel_grid", "print_grid", "report_grids"]
+__all__ = [
+    "Grid",
+    "alignment_grid",
+    "comparison_grid",
+    "kernel_grid",
+    "parts_grid",
+    "print_grid",
+    "report_grids",
+]
 
 #: A row of this name tells how the numbers were found; its words may be broken into lines.
 _METHOD = "method"
@@ -46,11 +54,26 @@ class Grid:
 def kernel_grid(numbers: KernelNumbers) -> Grid:
     """One kernel: a row for every metric."""
     rows = [
-        (TITLES[metric], estimate.value_text(), interval_text(estimate), estimate.method)
+        (title_of(metric), estimate.value_text(), interval_text(estimate), estimate.method)
         for metric, estimate in numbers.metrics.items()
     ]
     columns = ("metric", "value ± 1 s.e.", "95% interval", _METHOD)
     return Grid(columns, tuple(rows), f"cost: {numbers.cost}")
+
+
+def parts_grid(numbers: KernelNumbers) -> Grid:
+    """A row for every part: each of the metrics that were split, and the share of the trace."""
+    splits = numbers.splits
+    first = next(iter(splits.values()))
+    trace = splits.get("trace")
+    shares = {} if trace is None else trace.shares()
+    rows = []
+    for part in first:
+        share = [f"{100 * shares[part]:.3g}%"] if shares else []
+        found = [split[part] for split in splits.values()]
+        rows.append((part, *(one.value_text() for one in found), *share, _methods(found)))
+    columns = (first.by, *map(title_of, splits), *(["share of trace"] if shares else []), _METHOD)
+    return Grid(columns, tuple(rows))
 
 
 def comparison_grid(report: Report) -> Grid:
@@ -84,7 +107,8 @@ def alignment_grid(report: Report) -> Grid:
 def report_grids(report: Report) -> list[Grid]:
     """The tables of a report: of more than two kernels their alignments have one of their own."""
     if len(report.kernels) == 1 and not report.alignments:
-        return [kernel_grid(report.kernels[0])]
+        numbers = report.kernels[0]
+        return [kernel_grid(numbers), *([parts_grid(numbers)] if numbers.splits else [])]
     matrix = [alignment_grid(report)] if len(report.kernels) > 2 and report.alignments else []
     return [comparison_grid(report), *matrix]
 

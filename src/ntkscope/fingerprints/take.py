@@ -70,7 +70,7 @@ def _check_pairs(engine: Engine, ring: Ring, probes: int) -> None:
         raise ValueError(
             f"a centred fingerprint of {len(ring.order):,} samples keeps all their pairs, which takes "
             f"{needed:,} bytes on the way, and the memory budget is {engine.budget:,}; raise "
-            "memory_budget=, or use fewer samples or probes"
+            "memory=, or use fewer samples or probes"
         )
 
 
@@ -80,7 +80,7 @@ def _samples(engine: Engine, probes: int) -> Samples:
     if needed > engine.budget:
         raise ValueError(
             f"the gradients of all samples take {needed:,.0f} bytes, and the memory budget is "
-            f"{engine.budget:,}; raise memory_budget=, or use fewer samples or probes"
+            f"{engine.budget:,}; raise memory=, or use fewer samples or probes"
         )
     return samples
 

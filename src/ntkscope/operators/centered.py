@@ -26,8 +26,13 @@ def centre_over(index: NDArray[np.int64]) -> Centre:
     place = np.empty(index.size, dtype=np.int64)
     place[index] = np.arange(index.shape[1])
 
-    def centre(block: Block) -> Block:
+    def of_whole(block: Block) -> Block:
         return block - block[index].mean(0)[place]
+
+    def centre(block: Block) -> Block:
+        # Of a block of which each process has a part, the means are those of all parts.
+        in_parts = getattr(block, "through_whole", None)
+        return of_whole(block) if in_parts is None else in_parts(of_whole)
 
     return centre
 

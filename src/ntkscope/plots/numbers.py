@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ntkscope.report import Report
 from ntkscope.results import Estimate, Measurement, Measurements
-from ntkscope.words import SYMBOLS, TITLES
+from ntkscope.words import SYMBOLS, title_of
 
 __all__ = ["Numbers", "Shown", "numbers_of", "symbol_of", "title_of"]
 
@@ -75,11 +75,6 @@ def _of_measurements(found: Measurements) -> Numbers:
                 if other in found.names and (other, name) not in known:
                     known[name, other] = estimate
     return Numbers(found.names, own, {metric: known for metric, known in pairs.items() if known})
-
-
-def title_of(metric: str) -> str:
-    """How people call a metric."""
-    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def symbol_of(metric: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ntkscope.interrupts import heed_interrupt
 from ntkscope.results import Estimate, Measurement, student_t_quantile
+from ntkscope.runs.together import agreed, now
 from ntkscope.settings import Options, Progress, check_minimum
 
 __all__ = ["SHORT_STRIDE", "Run", "drive", "estimates_of", "first_look_of", "is_within"]
@@ -130,7 +130,7 @@ def drive(
     *,
     exact: Run[Result] | None = None,
     progress: Progress | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = now,
 ) -> Result:
     """Grow a run to a fixed budget, or until its error bars meet a tolerance.
 
@@ -150,7 +150,7 @@ def drive(
         exact: Run that is taken instead when the budget reaches its ``minimum``, or
             when half of that was spent and the tolerance is not met.
         progress: Called after every step with (estimate, spent, budget).
-        clock: Seconds, for tests.
+        clock: Seconds.
 
     Returns:
         The result of the run.
@@ -166,7 +166,8 @@ def drive(
             return _finish(exact, progress)
         # Half of what exact costs without meeting the tolerance: the other half would not either.
         limit = max(run.minimum, exact.minimum // 2)
-    deadline = math.inf if options.seconds is None else clock() + options.seconds
+    start = clock()
+    deadline = agreed(math.inf if options.seconds is None else start + options.seconds)
     budget = _Budget(options.products, options.tolerance, options.atol, limit, deadline)
     ending = _grow(run, budget, progress, clock)
     affordable = options.max_products is None or (exact is not None and exact.minimum <= options.max_products)
@@ -197,12 +198,14 @@ def _is_zero(estimate: Estimate) -> bool:
 def _grow(run: Run[Any], budget: _Budget, progress: Progress | None, clock: Callable[[], float]) -> str:
     """Grow step by step; the answer says why it ended."""
     spent, start, is_met = 0, clock(), False
+    # A look at a result may take all processes.
+    looks = agreed(progress is not None) or budget.to_tolerance
     target = _first_look(run, budget) if budget.to_tolerance else _fixed_step(run, 0, budget)
     while True:
         try:
             run.grow(target)
             spent = target
-            if progress is not None or budget.to_tolerance:
+            if looks:
                 estimates = estimates_of(run.result())
                 worst = max(estimates, key=lambda e: _excess(e, budget.rtol, budget.atol))
                 excess = _excess(worst, budget.rtol, budget.atol)

@@ -10,7 +10,7 @@ from ntkscope.results import Estimate
 from ntkscope.runs.eigenpairs import Eigenpairs
 from ntkscope.runs.spectrum import Spectrum
 from ntkscope.runs.statistics import Summary, combine_independent
-from ntkscope.settings import Limits, Options, options_of
+from ntkscope.settings import Limits, Method, Options, options_of
 from ntkscope.ways import spectrum as ways
 
 __all__ = ["SpectrumVerbs"]
@@ -82,6 +82,7 @@ class SpectrumVerbs:
 
     def stable_rank(
         self,
+        method: Method = "auto",
         products: int | None = None,
         seed: int | None = None,
         *,
@@ -91,14 +92,17 @@ class SpectrumVerbs:
         """‖K‖²_F / ‖K‖²₂: between 1 and the rank of K, and hardly moved by small eigenvalues.
 
         Args:
+            method: Of the Frobenius norm, as in :meth:`~ntkscope.NTK.frobenius_norm`; with ``"exact"``
+                the largest eigenvalue is that of the dense kernel.
             products: NTK products for the Frobenius norm, in place of a tolerance.
             seed: Of the probes; 0 if not given.
             options: All of how far to go as one :class:`ntkscope.Options`.
             **limits: Its fields by keyword, as in :meth:`~ntkscope.NTK.trace`.
         """
         chosen = options_of(options, products, seed, limits)
-        frobenius = measure.single("frobenius_norm", [self], "auto", chosen)
-        largest = self.operator_norm(rtol=1e-6, seed=chosen.seed)
+        frobenius = measure.single("frobenius_norm", [self], method, chosen)
+        pairs: PairMethod = "exact" if method == "exact" else "auto"
+        largest = self.operator_norm(pairs, rtol=1e-6, seed=chosen.seed)
         if not largest.value > 0:
             note = "the stable rank of a zero kernel is not defined"
             return Estimate(float("nan"), None, frobenius.method, "stable_rank", note=note)

@@ -67,7 +67,7 @@ def test_coupling_is_found(between: Callable[[Tensor], Tensor], dtype: torch.dty
 @pytest.mark.parametrize("budget", [1 << 30, 20_000])
 def test_coupling_is_found_in_the_last_samples(budget: int) -> None:
     model, x = _made(_last_two)
-    ntk = NTK(model, x, memory_budget=budget)
+    ntk = NTK(model, x, memory=budget)
     assert "samples are coupled" in refusal(ntk)
     assert ntk.trace(method="exact").value == pytest.approx(dense(model, lambda: model(x)).trace, rel=1e-9)
 
@@ -223,7 +223,7 @@ def test_backward_passes_that_cannot_be_batched_go_one_by_one() -> None:
 def _counted(model: nn.Module, x: Tensor, budget: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, bool]:
     """Samples that the user's own module is run for, and whether rounding was measured."""
     measured: list[Any] = []
-    ntk = NTK(model, x, memory_budget=budget)
+    ntk = NTK(model, x, memory=budget)
     original = check._Check._compare_states
     monkeypatch.setattr(
         check._Check, "_compare_states", lambda self, *args: (measured.append(1), original(self, *args))[1]

@@ -74,7 +74,7 @@ def test_exact_numbers_are_those_of_one_batch(model: nn.Module, x: Tensor) -> No
 
 def test_a_small_budget_reads_the_data_again(model: nn.Module, x: Tensor) -> None:
     exact = NTK(model, x).frobenius_norm(method="exact").value
-    tight = NTK(model, loader(x), memory_budget=1 << 12)
+    tight = NTK(model, loader(x), memory=1 << 12)
     assert tight.frobenius_norm(method="exact").value == pytest.approx(exact, rel=1e-9)
 
 
@@ -149,7 +149,7 @@ def test_two_batches_of_gradients_at_a_time(
         most = max(most, sum(one() is not None for one in alive))
 
     monkeypatch.setattr(ProbedGradients, "add", counted)
-    NTK(model, loader(x), memory_budget=1 << 12).frobenius_norm(method="per-sample", products=2)
+    NTK(model, loader(x), memory=1 << 12).frobenius_norm(method="per-sample", products=2)
     assert len(alive) > BATCH
     assert most <= 2
 

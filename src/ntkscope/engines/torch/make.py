@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ntkscope.data import is_stream
@@ -12,6 +13,9 @@ from ntkscope.engines.torch.compat import pytree
 from ntkscope.engines.torch.hooks.engine import HooksEngine
 from ntkscope.engines.torch.hooks.sharded import is_sharded, of_fully_shard
 from ntkscope.engines.torch.kernel import TorchEngine
+from ntkscope.engines.torch.memory import default_budget
+from ntkscope.engines.torch.processes.engine import SpreadEngine
+from ntkscope.engines.torch.processes.exchange import Exchange, as_group
 from ntkscope.engines.torch.stream.engine import StreamEngine
 
 __all__ = ["accepts", "make"]
@@ -24,6 +28,10 @@ def accepts(model: Any) -> bool:
 
 def make(model: nn.Module, inputs: Any, **options: Any) -> Engine:
     """The engine, as :func:`ntkscope.engines.pick.make_engine` asks for it."""
+    if options.get("memory_budget") is None:
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        options["memory_budget"] = default_budget(device)
+    exchange = Exchange(as_group(options.pop("group", None)))
     # After a forward pass, what fully_shard has wrapped may hold its parameters gathered.
     in_shards = is_sharded(model.parameters()) or bool(of_fully_shard(model))
     if options.pop("engine", "auto") == "hooks" or in_shards:
@@ -33,8 +41,14 @@ def make(model: nn.Module, inputs: Any, **options: Any) -> Engine:
                     f"{name}= needs a model that is traced, and this one is measured by hooks on its layers; "
                     f"leave {name}= out"
                 )
-        return HooksEngine(model, inputs, **options)
+        return HooksEngine(model, inputs, exchange=exchange, **options)
     # A class that pytrees know is taken apart by them.
     leaves = pytree.tree_leaves(inputs) if is_stream(inputs) else []
     is_whole = len(leaves) == 1 and leaves[0] is inputs
+    if exchange.size > 1:
+        if is_whole:
+            raise ValueError(
+                "data that streams is measured on one process, and group= names several; give each one batch"
+            )
+        return SpreadEngine(model, inputs, exchange, **options)
     return (StreamEngine if is_whole else TorchEngine)(model, inputs, **options)

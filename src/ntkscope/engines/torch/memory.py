@@ -5,7 +5,12 @@ Everything here speaks of bytes and of numbers of items; what the items are is t
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -17,6 +22,8 @@ __all__ = [
     "DEFAULT_BUDGET",
     "Chunks",
     "Portions",
+    "default_budget",
+    "free_on_host",
     "is_out_of_memory",
     "samples_and_probes",
     "take_half",
@@ -31,6 +38,37 @@ _CACHE_BYTES = 64 << 20
 _SMALLEST_EFFICIENT = 64
 # So many probes at a time are quick enough.
 _FEW_PROBES = 4
+
+
+# Of what is free, one step of work takes so much at most, if nothing is said.
+_SHARE = 1 / 4
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes that one step of work may take: 1 GiB, or a quarter of what is free if that is less."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_on_host()
+    return max(1, int(min(DEFAULT_BUDGET, free * _SHARE)))
+
+
+def free_on_host(root: Path = Path("/")) -> float:
+    """Bytes that are free for this process, within its container; inf where the system does not say so.
+
+    Args:
+        root: Of the file system.
+    """
+    free = math.inf
+    with contextlib.suppress(OSError, ValueError):
+        (kibibytes,) = re.findall(r"MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text())
+        free = 1024.0 * int(kibibytes)
+    group = root / "sys/fs/cgroup"
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        # No such files, or "max".
+        with contextlib.suppress(OSError, ValueError):
+            free = min(free, int((group / limit).read_text()) - int((group / used).read_text()))
+    return max(free, 0.0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -65,6 +103,16 @@ def _fits(work: Callable[[], None], least: str) -> bool:
     return False
 
 
+def _say(what: str, now: str) -> bool:
+    """One warning, however often the size is halved after it."""
+    warnings.warn(
+        f"{what}; going on with {now}; memory= says how much one step may take",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return True
+
+
 class Chunks:
     """Splits ranges into chunks, remembers the size that worked.
 
@@ -81,6 +129,7 @@ class Chunks:
         fitting = int(budget // max(bytes_each, 1))
         efficient = max(_SMALLEST_EFFICIENT, int(_CACHE_BYTES // max(bytes_each, 1)))
         self.size = size if size is not None else max(1, min(fitting, efficient))
+        self._warned = False
 
     def run(self, start: int, stop: int, work: Callable[[int, int], None]) -> None:
         """Calls ``work(i, j)`` for consecutive ranges from start to stop.
@@ -90,6 +139,9 @@ class Chunks:
         """
         for first, last in self.ranges(start, stop):
             self._attempt(first, last, work)
+
+    def _warn(self, what: str, now: str) -> None:
+        self._warned = self._warned or _say(what, now)
 
     def ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """The consecutive ranges from start to stop."""
@@ -105,6 +157,7 @@ class Chunks:
         )
         if not _fits(lambda: work(start, stop), least if stop - start == 1 else ""):
             self.size = max(1, (stop - start) // 2)
+            self._warn(f"memory ran out with {stop - start:,} products at once", f"{self.size:,} at once")
             for first, last in self.ranges(start, stop):
                 self._attempt(first, last, work)
 
@@ -165,9 +218,13 @@ class Portions:
             "or use a model of lower precision"
         )
         results: list[Result] = []
+        warned = False
         while not _fits(lambda: results.append(work()), least if self.of(probes) == (1, 1) else ""):
             release()
-            self.budget = min(self.budget, self._quick) // 2
+            tried, self.budget = min(self.budget, self._quick), min(self.budget, self._quick) // 2
+            warned = warned or _say(
+                f"memory ran out with steps of {tried:,} bytes", f"steps of {self.budget:,} bytes"
+            )
         return results[0]
 
 

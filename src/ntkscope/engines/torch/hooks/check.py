@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ntkscope.engines.base import layer_of
 from ntkscope.engines.torch.gradients.factors import Factor
-from ntkscope.engines.torch.hooks.exchange import Exchange
 from ntkscope.engines.torch.hooks.gradients import Group, Hooked
 from ntkscope.engines.torch.hooks.layers import KNOWN
 from ntkscope.engines.torch.hooks.module import OwnPasses
 from ntkscope.engines.torch.hooks.places import Seen, called
 from ntkscope.engines.torch.hooks.sharded import BUCKETS, is_sharded, sketch, sketch_of_shard, whole
 from ntkscope.engines.torch.modes import CHECK_SEED
+from ntkscope.engines.torch.processes.exchange import Exchange
 from ntkscope.engines.torch.witness import check_finite, differing
 
 __all__ = ["check_gradients"]

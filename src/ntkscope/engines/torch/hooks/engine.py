@@ -18,14 +18,14 @@ from ntkscope.engines.base import LinearMap, Machine, Sizes
 from ntkscope.engines.torch.batches import difference, digest
 from ntkscope.engines.torch.hooks.axes import checked_axes
 from ntkscope.engines.torch.hooks.check import check_gradients
-from ntkscope.engines.torch.hooks.exchange import Exchange
 from ntkscope.engines.torch.hooks.gradients import Hooked
 from ntkscope.engines.torch.hooks.module import OwnPasses
 from ntkscope.engines.torch.hooks.places import find_places
 from ntkscope.engines.torch.hooks.samples import NO_PRODUCTS, USE_SAMPLES, HookedSamples
 from ntkscope.engines.torch.hooks.sharded import data_parallel_group
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET
-from ntkscope.engines.torch.modes import undisturbed
+from ntkscope.engines.torch.processes.exchange import Exchange
+from ntkscope.engines.torch.processes.session import session_of
 from ntkscope.engines.torch.samples.axes import BatchDim
 from ntkscope.operators.ledger import Ledger
 
@@ -49,6 +49,7 @@ class HooksEngine:
         batch_dim: The axis of the inputs that holds the samples.
         memory_budget: Bytes that one pass may take.
         chunk_size: Copies of the batch in a pass.
+        exchange: Between processes with samples of their own and copies of a plain model.
 
     Raises:
         TypeError: As :class:`ntkscope.NTK`.
@@ -66,6 +67,7 @@ class HooksEngine:
         batch_dim: BatchDim | None = 0,
         memory_budget: int = DEFAULT_BUDGET,
         chunk_size: int | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         if is_stream(inputs):
             raise TypeError("hooks on layers measure one batch, found data that streams; pass a batch of it")
@@ -77,9 +79,11 @@ class HooksEngine:
             "batch_dim": batch_dim,
             "memory_budget": memory_budget,
             "chunk_size": chunk_size,
+            "exchange": exchange,
         }
         passes = OwnPasses(model, inputs, outputs, layer)
-        exchange = Exchange(data_parallel_group(passes.model))
+        of_shards = data_parallel_group(passes.model)
+        exchange = Exchange(of_shards) if exchange is None or of_shards is not None else exchange.again()
         problem = None
         try:
             axes, state, size = checked_axes(passes, batch_dim)
@@ -146,8 +150,8 @@ class HooksEngine:
         return self.hooked.device
 
     def session(self) -> AbstractContextManager[None]:
-        """One thread at a time, outside of inference mode."""
-        return undisturbed()
+        """One thread at a time, outside of inference mode; rank 0 decides when all stop."""
+        return session_of(self.hooked.exchange)
 
     @property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:

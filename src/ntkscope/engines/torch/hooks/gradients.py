@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope.engines.torch.gradients.factors import Factor, Outer, add_uses, stack_features
-from ntkscope.engines.torch.hooks.exchange import Exchange
 from ntkscope.engines.torch.hooks.layers import Layer, layer_of_module
 from ntkscope.engines.torch.hooks.module import OwnPasses
 from ntkscope.engines.torch.hooks.taps import Arrival, Place, Taps
+from ntkscope.engines.torch.processes.exchange import Exchange
 from ntkscope.engines.torch.samples.axes import SampleAxes
 
 __all__ = ["Consumer", "Group", "Hooked", "Pulled"]

@@ -16,7 +16,8 @@ from ntkscope.engines.base import layer_of
 from ntkscope.engines.torch.gradients.factors import Factor
 from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.hooks.gradients import Group, Hooked
-from ntkscope.engines.torch.hooks.products import gathered, meetings
+from ntkscope.engines.torch.hooks.products import meetings
+from ntkscope.engines.torch.processes.factors import gathered
 from ntkscope.engines.torch.samples.probed import cut_factor, partners
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small

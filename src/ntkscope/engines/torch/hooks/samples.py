@@ -16,8 +16,9 @@ from ntkscope.engines.torch.gradients.factors import Factor
 from ntkscope.engines.torch.gradients.sides import widened
 from ntkscope.engines.torch.hooks.gradients import Group, Hooked
 from ntkscope.engines.torch.hooks.probed import HookedProbes
-from ntkscope.engines.torch.hooks.products import Meeting, gathered, meetings
+from ntkscope.engines.torch.hooks.products import Meeting, meetings
 from ntkscope.engines.torch.probes import one_hot
+from ntkscope.engines.torch.processes.factors import gathered
 from ntkscope.engines.torch.samples.strata import on_spheres
 from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.space import Small

@@ -127,12 +127,21 @@ class ProbedGradients:
                     cut.add(start, offset, total)
                 yield offset, start, total.to("cpu", torch.float64).numpy()
 
+    @property
+    def probes(self) -> int:
+        """How many probes every sample has."""
+        return self._probes
+
+    def factors(self) -> list[Factor]:
+        """The gradients of every parameter group."""
+        ((_, factors),) = self._parts
+        return list(factors.values())
+
     def cuts(self, order: NDArray[np.int64], block: int) -> list[Rows | Sides]:
         """The gradients of every parameter group in blocks of so many samples, in an order."""
-        ((_, factors),) = self._parts
-        first = next(iter(factors.values()), None)
-        index = torch.as_tensor(order, device=None if first is None else first.device)
-        return [cut_factor(factor, index, block) for factor in factors.values()]
+        factors = self.factors()
+        index = torch.as_tensor(order, device=factors[0].device if factors else None)
+        return [cut_factor(factor, index, block) for factor in factors]
 
 
 def partners(batch: int) -> int:
@@ -176,8 +185,14 @@ def _around(x: Tensor, start: int, count: int) -> Tensor:
 
 
 def _products(x: Tensor, start: int, count: int, offset: int) -> Tensor:
-    """Of so many blocks with those at an offset from them."""
-    return x[start : start + count] @ _around(x, start + offset, count).mT
+    """Of so many blocks with those at an offset from them; after the last block comes the first."""
+    other = (start + offset) % len(x)
+    ahead = min(count, len(x) - other)
+    products = x[start : start + ahead] @ x[other : other + ahead].mT
+    if ahead == count:
+        return products
+    # The blocks themselves are larger than their products, and stay where they are.
+    return torch.cat([products, x[start + ahead : start + count] @ x[: count - ahead].mT])
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,13 @@ __all__ = [
     "RowBlock",
     "SampleRows",
     "WholeRows",
+    "check_range",
     "dense_kernel",
+    "in_step",
+    "inner",
     "kernel_inner_products",
+    "side_by_side",
+    "tile_of",
 ]
 
 # Rows in a block: tiles of this many rows squared stay in a processor's caches.
@@ -212,7 +217,7 @@ def kernel_inner_products(
         budget: Bytes to keep blocks in; those that do not fit are computed again.
         progress: Called with (tiles done, tiles in all).
     """
-    sources = _in_step(sources)
+    sources = in_step(sources)
     totals = np.zeros((len(sources), len(sources)))
     traces = np.zeros(len(sources))
     count = len(sources[0])
@@ -221,12 +226,12 @@ def kernel_inner_products(
     def add(lefts: list[RowBlock], rights: list[RowBlock], weight: int) -> None:
         nonlocal done
         # Squares of entries leave the range of float32 long before these do.
-        tiles = [_tile(left, right).double() for left, right in zip(lefts, rights, strict=True)]
+        tiles = [tile_of(left, right).double() for left, right in zip(lefts, rights, strict=True)]
         for a, tile in enumerate(tiles):
             if weight == 1:
                 traces[a] += float(tile.flatten(0, 1).flatten(1).diagonal().sum())
             for b in range(a + 1):
-                totals[a, b] += weight * _inner(tile, tiles[b])
+                totals[a, b] += weight * inner(tile, tiles[b])
         done += 1
         if progress is not None:
             progress(done, count * (count + 1) // 2)
@@ -241,7 +246,7 @@ def kernel_inner_products(
     return traces, np.tril(totals) + np.tril(totals, -1).T
 
 
-def _in_step(sources: Sequence[BlockSource]) -> list[BlockSource]:
+def in_step(sources: Sequence[BlockSource]) -> list[BlockSource]:
     """The sources with the same rows in each block: the smallest that any of them would take."""
     rows = min((source.rows for source in sources if isinstance(source, CutSource)), default=0)
     return [source.with_rows(rows) if isinstance(source, CutSource) else source for source in sources]
@@ -258,7 +263,7 @@ def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> T
     for panel, followers in _panels([source], budget):
         pairs = [(a[0], b[0]) for i, a in enumerate(panel) for b in panel[: i + 1]]
         for left, right in [*pairs, *((a[0], b[0]) for b in followers for a in panel)]:
-            exact = _tile(left, right).flatten(0, 1).flatten(1)
+            exact = tile_of(left, right).flatten(0, 1).flatten(1)
             largest = max(largest, float(exact.abs().amax()))
             tile = exact.to(source.dtype)
             if left is right:
@@ -269,11 +274,16 @@ def dense_kernel(source: BlockSource, n: int, budget: int = DEFAULT_BUDGET) -> T
             kernel[rows.unsqueeze(1), columns] = tile
             kernel[columns.unsqueeze(1), rows] = tile.T
     assert kernel is not None
-    _check_range(largest, source.dtype)
+    check_range(largest, source.dtype)
     return kernel
 
 
-def _check_range(largest: float, dtype: torch.dtype) -> None:
+def check_range(largest: float, dtype: torch.dtype) -> None:
+    """Refuses a kernel whose largest entry is beyond the range of its dtype.
+
+    Raises:
+        ValueError: If it is.
+    """
     limits = torch.finfo(dtype)
     if largest == 0 or limits.tiny <= largest <= limits.max:
         return
@@ -293,18 +303,18 @@ def _panels(
     """
     count, start = len(sources[0]), 0
     while start < count:
-        panel = take_half(_side_by_side(sources, start), lambda blocks: sum(b.bytes for b in blocks), budget)
+        panel = take_half(side_by_side(sources, start), lambda blocks: sum(b.bytes for b in blocks), budget)
         start += len(panel)
-        yield panel, _side_by_side(sources, start)
+        yield panel, side_by_side(sources, start)
 
 
-def _side_by_side(sources: Sequence[BlockSource], start: int) -> Iterator[list[RowBlock]]:
+def side_by_side(sources: Sequence[BlockSource], start: int) -> Iterator[list[RowBlock]]:
     """From a block on, the same block of every source."""
     for blocks in zip(*(source.blocks(start, len(sources[0])) for source in sources), strict=True):
         yield list(blocks)
 
 
-def _tile(left: RowBlock, right: RowBlock) -> Tensor:
+def tile_of(left: RowBlock, right: RowBlock) -> Tensor:
     """⟨J_i, J_j⟩ for the rows of two blocks: shape (k, B, k′, B′)."""
     shape = (*left.index.shape, *right.index.shape)
     dtypes = [factor.dtype for factor in (*left.factors, *right.factors)]
@@ -315,5 +325,6 @@ def _tile(left: RowBlock, right: RowBlock) -> Tensor:
     return total
 
 
-def _inner(a: Tensor, b: Tensor) -> float:
+def inner(a: Tensor, b: Tensor) -> float:
+    """The Frobenius inner product of two tiles."""
     return float(torch.dot(a.reshape(-1), b.reshape(-1)))

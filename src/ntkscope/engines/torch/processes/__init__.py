@@ -1,0 +1,1 @@
+"""Samples that are spread over processes of torch.distributed."""
