@@ -233,7 +233,7 @@ class LinearSamples:
 
     def squares(self, probes: Array) -> Array:
         self.ledger.add(vjps=probes.shape[1])
-        rows = probes.reshape(*self.slopes.shape, -1)
+        rows = probes.astype(np.float64).reshape(*self.slopes.shape, -1)
         rows = rows * np.sqrt(self.outputs / np.sum(rows**2, axis=1, keepdims=True))
         delta = self.slopes[..., None] * rows
         return (np.sum(delta**2, axis=1) * self._lengths()[:, None]).T

@@ -90,6 +90,33 @@ def _change_dtype(model: nn.Sequential, x: Tensor) -> Tensor:
     return x.float()
 
 
+def _change_frozen(model: nn.Sequential, x: Tensor) -> Tensor:
+    model[0].bias.requires_grad_(False)
+    NTK(model, x)
+    with torch.no_grad():
+        model[0].bias[1] += 1e-12
+    return x
+
+
+def _change_buffer(model: nn.Sequential, x: Tensor) -> Tensor:
+    model.register_buffer("chance", torch.zeros(()))
+    NTK(model, x)
+    model.chance.fill_(0.5)  # type: ignore[operator, union-attr]
+    return x
+
+
+@pytest.mark.parametrize("change", [_change_frozen, _change_buffer])
+def test_what_is_held_besides_parameters_is_compared(
+    change: Callable[[nn.Sequential, Tensor], Tensor], compared: list[int]
+) -> None:
+    model, x = _net(), _x()
+    x = change(model, x)
+    NTK(model, x)
+    assert len(compared) == 2
+    NTK(model, x)
+    assert len(compared) == 2
+
+
 @pytest.mark.parametrize(
     "change",
     [

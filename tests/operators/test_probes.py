@@ -6,8 +6,9 @@ import hashlib
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from ntkscope.operators.probes import random_signs, sphere_probes
+from ntkscope.operators.probes import normal_probes, random_signs, sphere_probes
 
 
 def test_columns_do_not_depend_on_how_they_are_drawn() -> None:
@@ -115,3 +116,56 @@ def test_moments_are_those_of_the_uniform_law() -> None:
 def test_negative_arguments_of_sphere_probes_are_refused() -> None:
     with pytest.raises(ValueError, match="must not be negative, found"):
         sphere_probes(4, 0, 1, seed=-1)
+
+
+# Normal probes.
+
+
+def test_normal_probes_do_not_depend_on_how_they_are_drawn() -> None:
+    whole = normal_probes(70_001, 0, 5, seed=3, stream=1)
+    parts = [normal_probes(70_001, i, j, seed=3, stream=1) for i, j in ((0, 2), (2, 3), (3, 5))]
+    assert np.array_equal(whole, np.concatenate(parts, axis=1))
+    assert whole.dtype == np.float32
+    assert normal_probes(5, 2, 2, seed=0).shape == (5, 0)
+    assert np.isfinite(normal_probes(1, 0, 50, seed=0)).all()
+
+
+def test_normal_probes_are_the_same_numbers_for_ever() -> None:
+    expected = [[0.0258332, 0.0979487], [-0.2475325, -0.1081533], [1.4606740, 0.6837291]]
+    np.testing.assert_allclose(normal_probes(3, 4, 6, seed=7, stream=3), expected, rtol=1e-5)
+
+
+def test_normal_probes_are_those_of_box_and_muller() -> None:
+    size = 12_345
+    half = -(-size // 2)
+    raw = np.random.Philox(key=[7, 3], counter=[0, 4, 2, 0]).random_raw(half)
+    words = [int(word) >> shift & 0xFFFFFFFF for word in raw for shift in (0, 32)]
+    u, v = (np.array(words[:half]) + 0.5) / 2**32, np.array(words[half:]) / 2**32
+    radii = np.sqrt(-2 * np.log(u))
+    expected = np.concatenate([radii * np.cos(2 * np.pi * v), radii * np.sin(2 * np.pi * v)])[:size]
+    np.testing.assert_allclose(normal_probes(size, 4, 5, seed=7, stream=3)[:, 0], expected, atol=3e-6)
+
+
+def test_normal_probes_are_normal() -> None:
+    values = normal_probes(50_001, 0, 8, seed=2).ravel().astype(float)
+    for mean, expected, spread in ((values, 0, 1), (values**2, 1, 2), (values**4, 3, 96), (values**3, 0, 15)):
+        assert abs(mean.mean() - expected) < 4 * np.sqrt(spread / values.size)
+    assert scipy.stats.kstest(values[:20_000], "norm", method="asymp").pvalue > 1e-3
+    # Both numbers of a pair, and their squares, are independent.
+    first, second = np.split(normal_probes(20_000, 0, 8, seed=2).astype(float), 2)
+    for left, right, spread in ((first, second, 1), (first**2 - 1, second**2 - 1, 4)):
+        assert abs((left * right).mean()) < 4 * np.sqrt(spread / left.size)
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"stream": 1}, {"start": 50, "stop": 90}], ids=str)
+def test_normal_probes_of_other_seeds_streams_and_columns_are_independent(other: dict[str, int]) -> None:
+    base = {"seed": 0, "stream": 0, "start": 0, "stop": 40}
+    a, b = normal_probes(2000, **base).astype(float), normal_probes(2000, **(base | other)).astype(float)
+    correlation = a.T @ b / np.sqrt(2000)
+    assert abs(correlation).max() < 5.5
+    assert np.mean(correlation**2) == pytest.approx(1, abs=0.15)
+
+
+def test_negative_arguments_of_normal_probes_are_refused() -> None:
+    with pytest.raises(ValueError, match="must not be negative, found"):
+        normal_probes(4, 0, 1, seed=-1)

@@ -138,7 +138,7 @@ class Samples(Protocol):
         """Position in the flattened state of every output of every sample: shape (B, s)."""
         ...
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """‖J_bᵀz_b‖² for probes z over the whole state, shape (n, k), to (k, B); k VJPs.
 
         Every z_b is scaled to the length √outputs, so that z_b of a point on the sphere, or of a
@@ -228,7 +228,7 @@ class Samples(Protocol):
 class SampleParts(Protocol):
     """J_b of every sample, with its parameters in L parts."""
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """As :meth:`Samples.squares` of every part: (n, k) to (k, B, L); k VJPs."""
         ...
 

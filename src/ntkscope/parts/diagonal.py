@@ -9,7 +9,7 @@ import numpy as np
 
 from ntkscope.engines.base import Engine, Refusal, Samples
 from ntkscope.operators.ledger import Meter
-from ntkscope.operators.probes import sphere_probes
+from ntkscope.operators.probes import normal_probes, sphere_probes
 from ntkscope.operators.space import Small
 from ntkscope.progress import ProgressListener, progress_bar
 from ntkscope.results import ArrayEstimate, Estimate
@@ -71,7 +71,7 @@ def squared_gradients(engine: Engine, method: str, options: Options) -> ArrayEst
 
         def draw(start: int, stop: int) -> Small:
             n = engine.shape[0]
-            return samples.squares(sphere_probes(n, start, stop, seed=options.seed, stream=_SAMPLE_STREAM))
+            return samples.squares(normal_probes(n, start, stop, seed=options.seed, stream=_SAMPLE_STREAM))
 
         return _estimated(
             engine, draw, (samples.batch,), "per-sample", "squared_gradients", options, meter, listener

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkscope.engines.base import Engine, Refusal, SampleParts, Samples
 from ntkscope.metrics import METRICS, evaluate, kernels_of
 from ntkscope.operators.ledger import Meter
-from ntkscope.operators.probes import sphere_probes
+from ntkscope.operators.probes import normal_probes, sphere_probes
 from ntkscope.operators.space import Small
 from ntkscope.parts.grouping import Grouping, group_parameters
 from ntkscope.parts.moments import part_moments
@@ -231,7 +232,7 @@ class _TraceInParts:
             parts = None if grouping.words == "sample" else samples.in_parts(grouping.parts)
 
             def draw(start: int, stop: int) -> Small:
-                probes = sphere_probes(n, start, stop, seed=seed, stream=STREAM)
+                probes = normal_probes(n, start, stop, seed=seed, stream=STREAM)
                 # (k, samples, parts), where every sample is a part or has parts.
                 return _by_sample(samples, parts, probes)
 
@@ -243,7 +244,7 @@ class _TraceInParts:
         )
 
 
-def _by_sample(samples: Samples, parts: SampleParts | None, probes: Small) -> Small:
+def _by_sample(samples: Samples, parts: SampleParts | None, probes: NDArray[np.floating[Any]]) -> Small:
     if parts is None:
         squares = samples.squares(probes)
         return squares[:, None, :]

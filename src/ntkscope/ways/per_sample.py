@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkscope.engines.base import Machine, Samples, Sizes
-from ntkscope.operators.probes import sphere_probes
+from ntkscope.operators.probes import normal_probes, sphere_probes
 from ntkscope.progress import ProgressListener
 from ntkscope.runs.group import MappedRun
 from ntkscope.runs.hutchinson import HutchinsonRun
@@ -94,7 +94,7 @@ class PerSample(_PerSampleTrace):
 
         def draw(start: int, stop: int) -> NDArray[np.float64]:
             parts = [(first, min(first + step, stop)) for first in range(start, stop, step)]
-            probes = (sphere_probes(n, *part, seed=seed, stream=STREAM) for part in parts)
+            probes = (normal_probes(n, *part, seed=seed, stream=STREAM) for part in parts)
             return np.concatenate([samples.squares(some) for some in probes])
 
         return HutchinsonRun(draw, method=self.name, seed=seed, epsilon=epsilon, first_look=_FIRST_LOOK)

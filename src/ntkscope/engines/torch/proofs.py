@@ -25,7 +25,7 @@ __all__ = ["Claim", "keep", "recall"]
 
 # Proofs of one module, the last ones.
 _MOST = 4
-# Inputs are kept to be compared; where they are large, a proof's two passes are long beside all else.
+# What was given is kept to be compared; where it is large, two passes are long beside all else.
 _MOST_BYTES = 4 << 20
 
 _PROVEN: weakref.WeakKeyDictionary[nn.Module, list[tuple[Claim, ForwardSize]]] = weakref.WeakKeyDictionary()
@@ -40,14 +40,14 @@ class Claim:
         layer: Name of the submodule that is watched.
         outputs: What picks the state.
         parameters: Name, shape, dtype and device of each trainable one.
-        inputs: The batch.
+        given: The batch, frozen parameters and buffers.
     """
 
     outline: Outline
     layer: str | None
     outputs: Callable[[Any], Any] | None
     parameters: list[Any]
-    inputs: Any
+    given: Any
 
     @classmethod
     def of(
@@ -56,24 +56,24 @@ class Claim:
         layer: str | None,
         outputs: Callable[[Any], Any] | None,
         parameters: Mapping[str, Tensor],
-        inputs: Any,
+        given: Any,
     ) -> Claim:
         """The claim that a state of these is what it seems."""
-        return cls(outline, layer, outputs, outlines(parameters), inputs)
+        return cls(outline, layer, outputs, outlines(parameters), given)
 
     def follows_from(self, other: Claim) -> bool:
         """Whether what was proven is this."""
         return (
             (self.layer, self.parameters) == (other.layer, other.parameters)
             and self.outputs is other.outputs
-            and have_one_form(self.inputs, other.inputs)
-            and all(map(torch.equal, _tensors(self.inputs), _tensors(other.inputs)))
+            and have_one_form(self.given, other.given)
+            and all(map(torch.equal, _tensors(self.given), _tensors(other.given)))
             and self.outline == other.outline
         )
 
     def without_owning(self) -> Claim | None:
         """The same, which does not keep the module alive; ``None`` where it cannot be kept so."""
-        tensors = _tensors(self.inputs)
+        tensors = _tensors(self.given)
         outline = self.outline.without_owning()
         if outline is None or sum(tensor.nbytes for tensor in tensors) > _MOST_BYTES:
             return None
@@ -81,7 +81,7 @@ class Claim:
             return None
         if not _holds_nothing(self.outputs):
             return None
-        return Claim(outline, self.layer, self.outputs, self.parameters, self.inputs)
+        return Claim(outline, self.layer, self.outputs, self.parameters, self.given)
 
 
 def recall(module: nn.Module, claim: Claim) -> ForwardSize | None:
@@ -97,8 +97,8 @@ def keep(module: nn.Module, claim: Claim, size: ForwardSize) -> None:
         _PROVEN[module] = [(own, size), *_PROVEN.get(module, [])][:_MOST]
 
 
-def _tensors(inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+def _tensors(given: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
 
 
 def _holds_nothing(outputs: Any) -> bool:

@@ -118,7 +118,8 @@ class StateFunction:
             # What is differentiated itself, or measured at other parameters, is proven each time.
             claim = None
             if detach and not self._roots:
-                claim = Claim.of(self._own.outline, layer, outputs, self.parameters, self.inputs)
+                given = (self.inputs, self._frozen, self._buffers)
+                claim = Claim.of(self._own.outline, layer, outputs, self.parameters, given)
             self._prove(proven, claim)
 
     @property

@@ -112,6 +112,12 @@ class Outer:
         """‖G_ib‖² = Σ_tu (δ_t·δ_u)(a_t·a_u), and how large its terms are: Σ_t ‖δ_t‖²‖a_t‖², both (k, B)."""
         wide = self._in(self.dtype)
         probe_side = widened(wide.probe_side)
+        if probe_side.shape[3] == 1:
+            # Of one position: ‖δ‖²‖a‖², without a product of matrices for each.
+            lengths = torch.linalg.vector_norm(probe_side, dim=4, keepdim=True)
+            squares = lengths.square_().mul_(wide.sample_side.own_gram())
+            squares = squares[:, :, 0, 0, 0] if squares.shape[2] == 1 else squares.sum((2, 3, 4))
+            return squares, squares
         products = (probe_side @ probe_side.mT).mul_(wide.sample_side.own_gram())
         return products.sum((2, 3, 4)), products.diagonal(dim1=3, dim2=4).sum((2, 3))
 

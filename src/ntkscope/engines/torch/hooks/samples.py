@@ -67,7 +67,7 @@ class HookedSamples:
         every = dataclasses.replace(self.hooked.axes, batch=self.batch)
         return np.asarray(every.state_index().numpy(), dtype=np.int64)
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), every z_b on its sphere, to (k, B)."""
         found: Small = self._squares().of(probes)[..., 0]
         return found

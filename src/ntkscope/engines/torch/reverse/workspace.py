@@ -24,6 +24,8 @@ class Workspace:
         self._most = most
         self._kept = 0
         self._blocks: list[Tensor] = []
+        # What was lent last of each: the passes of one model ask for the same shapes again and again.
+        self._lent: list[Tensor | None] = []
         self._next = 0
 
     def begin(self) -> None:
@@ -32,17 +34,29 @@ class Workspace:
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Memory of this shape, of the dtype and on the device of another tensor, with any values."""
-        count, index = math.prod(shape), self._next
+        index = self._next
         self._next += 1
         if index == len(self._blocks):
             self._blocks.append(like.new_empty(0))
+            self._lent.append(None)
+        lent = self._lent[index]
+        if (
+            lent is not None
+            and lent.shape == shape
+            and lent.dtype == like.dtype
+            and lent.device == like.device
+        ):
+            return lent
+        count = math.prod(shape)
         block = self._blocks[index]
         if block.numel() < count or block.dtype != like.dtype or block.device != like.device:
             # The old one goes first, so that both are never there at once.
             self._kept -= block.nbytes
             self._blocks[index] = block = like.new_empty(0)
+            self._lent[index] = None
             if self._kept + count * like.element_size() > self._most:
                 return torch.empty(shape, dtype=like.dtype, device=like.device)
             self._blocks[index] = block = torch.empty(count, dtype=like.dtype, device=like.device)
             self._kept += block.nbytes
-        return block[:count].view(shape)
+        self._lent[index] = lent = block[:count].view(shape)
+        return lent

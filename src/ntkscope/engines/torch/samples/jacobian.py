@@ -272,8 +272,9 @@ class SampleJacobian:
         for part, linear in self.linearizations(samples):
             for start in range(0, z.shape[0], probes):
                 rows = slice(start, min(start + probes, z.shape[0]))
+                own = out[rows, part.start : part.stop]
                 for gradient in linear.pull(blocks[rows, part.start : part.stop], self._workspace):
-                    out[rows, part.start : part.stop] += gradient.factor.squared_norms()
+                    own += gradient.factor.squared_norms()
         self.ledger.add(vjps=z.shape[0])
         return out
 

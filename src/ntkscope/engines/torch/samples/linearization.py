@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkscope.engines.torch.gradients.factors import Direct, Factor, Outer, add_uses, stack_features
+from ntkscope.engines.torch.gradients.sides import SampleSide
 from ntkscope.engines.torch.graph.groups import Group
 from ntkscope.engines.torch.graph.opened import Graph, Use
 from ntkscope.engines.torch.reverse.base import OutputGradients, Reverse
@@ -56,6 +57,8 @@ class Linearization:
         self._reverse = reverse
         self._general = {name: Group((name,), uses=()) for name in graph.general}
         self._stacks: dict[Group, dict[str, Tensor]] = {}
+        # By the number of a use at one position: the features of its parameters side by side.
+        self._sides: dict[int, SampleSide] = {}
 
     @property
     def state(self) -> Tensor:
@@ -112,7 +115,11 @@ class Linearization:
                     name: value.narrow(axis + 1, places.start, len(places))
                     for name, value in captured.items()
                 }
-            parts.append(_of_use(use, use.constants | captured, gradients.uses[number], roles))
+            known = self._sides.get(number) if number not in gradients.parts else None
+            factor = _of_use(use, use.constants | captured, gradients.uses[number], roles, known)
+            if known is None and len(roles) > 1 and isinstance(factor, Outer) and _is_short(factor):
+                self._sides[number] = factor.sample_side
+            parts.append(factor)
         return add_uses(parts)
 
     def _stacked(self, group: Group, present: list[int], gradients: OutputGradients) -> Factor:
@@ -144,8 +151,27 @@ def _of_parameters(gradients: list[Gradient], derived: DerivedWeights) -> list[G
     return own + [Gradient(Group((name,), uses=()), factor) for name, factor in pulled.items()]
 
 
-def _of_use(use: Use, arguments: Arguments, delta: Tensor, roles: tuple[str, ...]) -> Factor:
-    """The gradient of the parameters that have these roles in an operation."""
+def _is_short(factor: Outer) -> bool:
+    """Whether it has one position, so that its features take no more than a value of the forward pass."""
+    return factor.probe_side.shape[3] == 1
+
+
+def _of_use(
+    use: Use, arguments: Arguments, delta: Tensor, roles: tuple[str, ...], side: SampleSide | None = None
+) -> Factor:
+    """The gradient of the parameters that have these roles in an operation.
+
+    Args:
+        use: The operation.
+        arguments: Its arguments.
+        delta: The gradient of its output.
+        roles: Of the parameters, which are one factor.
+        side: Their features side by side, where these are known.
+    """
+    if side is not None:
+        first = use.rule.factor(arguments, delta, roles[0])
+        assert isinstance(first, Outer)
+        return Outer(first.probe_side, side)
     each = [use.rule.factor(arguments, delta, role) for role in roles]
     outers = [factor for factor in each if isinstance(factor, Outer)]
     return stack_features(outers) if len(each) > 1 else each[0]

@@ -240,7 +240,7 @@ class PartsOfSamples:
         self.parts = parts
         self.count = max(parts.values()) + 1
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """‖J_bᵀz_b‖² of every part, the strata of every z_b on their spheres: (n, k) to (k, B, L)."""
         jacobian = self.jacobian
         z = torch.from_numpy(probes.T).to(jacobian.function.device, jacobian.function.dtype)

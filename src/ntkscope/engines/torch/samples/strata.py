@@ -15,6 +15,8 @@ __all__ = ["on_spheres", "strata_of"]
 
 # Of fewer outputs a sphere is hardly one: two points, or a circle.
 _SMALLEST = 4
+# Squares of so many numbers are summed in single precision without losing a digit of it.
+_SHORT = 1024
 
 
 def strata_of(first: Tensor) -> Tensor | None:
@@ -41,10 +43,13 @@ def on_spheres(z: Tensor, first: Tensor | None) -> Tensor:
     Returns:
         By what the squares of what follows from z are still to be multiplied: shape (k, B), float64.
     """
+    if first is None:
+        # Of the last axis in its own dtype, unless that is long: its numbers are not turned into float64.
+        precision = None if z.shape[-1] <= _SHORT else torch.float64
+        lengths = torch.linalg.vector_norm(z, dim=-1, dtype=precision).double().square()
+        return z[0, 0].numel() / lengths.flatten(2).sum(2) if z.dim() > 3 else z.shape[2] / lengths
     flat = z.flatten(2)
     outputs = flat.shape[2]
-    if first is None:
-        return outputs / torch.linalg.vector_norm(flat, dim=2, dtype=torch.float64).square()
     squares = flat.double().square()
     lengths = squares.sum(2)
     part, size = (squares * first).sum(2), first.sum(1)

@@ -56,7 +56,7 @@ class TorchSamples:
         """As :meth:`ntkscope.engines.base.Samples.state_index`."""
         return np.asarray(self.jacobian.axes.state_index().numpy(), dtype=np.int64)
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), the strata of every z_b on their spheres, to (k, B)."""
         starts = range(0, probes.shape[1], _TOGETHER if active() else max(probes.shape[1], 1))
         parts = [probes[:, start : start + starts.step] for start in starts]
@@ -162,6 +162,6 @@ class TorchSamples:
         """What is known of the model, in words."""
         return self.jacobian.describe()
 
-    def _tensor(self, probes: NDArray[np.float64]) -> Tensor:
+    def _tensor(self, probes: NDArray[np.floating[Any]]) -> Tensor:
         function = self.jacobian.function
         return torch.from_numpy(probes).to(function.device, function.dtype)

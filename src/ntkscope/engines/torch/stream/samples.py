@@ -57,7 +57,7 @@ class StreamSamples:
         """As :meth:`ntkscope.engines.base.Samples.state_index`."""
         return np.asarray(self._stream.axes.state_index().numpy(), dtype=np.int64)
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), to (k, B), by one pass over the data."""
 
         def of_batch(engine: TorchEngine, number: int) -> Small:

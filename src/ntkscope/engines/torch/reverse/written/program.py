@@ -178,7 +178,7 @@ class Program:
                 parts[use] = range(min(found), max(found) + 1)
         return Reach(tuple(order), uses, parts)
 
-    def bind(self, needed: Sequence[Tensor]) -> dict[fx.Node, ReverseStep]:
+    def bind(self, needed: Sequence[Tensor]) -> dict[fx.Node, ReverseStep | None]:
         """The steps at some values, by the nodes whose gradient they read.
 
         Args:

@@ -12,6 +12,7 @@ from ntkscope.engines.torch.modes import differentiable_operations
 from ntkscope.engines.torch.reverse.base import OutputGradients, one_hot_probes
 from ntkscope.engines.torch.reverse.workspace import Workspace
 from ntkscope.engines.torch.reverse.written.program import Program
+from ntkscope.engines.torch.reverse.written.steps import ReverseStep
 from ntkscope.engines.torch.reverse.written.store import GradientStore
 
 __all__ = ["ProgramReverse"]
@@ -32,7 +33,8 @@ class ProgramReverse:
         axes = (*[None] * len(values), *[0] * len(leaves))
         with torch.no_grad(), differentiable_operations():
             state, captured, needed = vmap(program.module, in_dims=axes)(*values, *leaves)
-            self._steps = program.bind(needed)
+            self._steps = {node: (node, step) for node, step in program.bind(needed).items()}
+        self._passed: dict[tuple[fx.Node, ...], list[tuple[fx.Node, ReverseStep | None]]] = {}
         self.state: Tensor = state
         self.captured: Sequence[Tensor] = captured
 
@@ -53,7 +55,8 @@ class ProgramReverse:
     @torch.no_grad()
     def _run(self, seeds: dict[fx.Node, Tensor], memory: Workspace | None) -> OutputGradients:
         program = self._program
-        reach = program.reach(tuple(seeds))
+        starts = tuple(seeds)
+        reach = program.reach(starts)
         if not reach.order:
             return OutputGradients({})
         first = next(iter(seeds.values()))
@@ -61,10 +64,14 @@ class ProgramReverse:
         store = GradientStore(program.layout, reach, leading, self.state, memory or Workspace(0))
         for node, seed in seeds.items():
             store.give(node, seed)
-        for passed in reach.order:
-            step = self._steps.get(passed)
+        passed = self._passed.get(starts)
+        if passed is None:
+            passed = self._passed[starts] = [self._steps[n] for n in reach.order if n in self._steps]
+        for node, step in passed:
             if step is not None:
                 step(store)
+            elif store.apart:
+                store.rejoin(node)
         store.finish()
         layout = program.layout
         uses = {n: store.of(use) for n in reach.uses if (use := layout.tapped[n]) is not None}

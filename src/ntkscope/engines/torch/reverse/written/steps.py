@@ -39,8 +39,12 @@ class OperationAdjoint(Protocol):
 
     def bind(
         self, node: fx.Node, values: Mapping[fx.Node, Tensor], slopes: Mapping[fx.Node, tuple[Slope, ...]]
-    ) -> ReverseStep:
-        """The step that reads the gradient of ``node``, at these values."""
+    ) -> ReverseStep | None:
+        """The step that reads the gradient of ``node``, at these values.
+
+        Returns:
+            ``None`` where there is nothing to do, but for a gradient that was kept apart.
+        """
         ...
 
 
@@ -50,9 +54,8 @@ class ViewAdjoint:
 
     needs: tuple[fx.Node, ...] = ()
 
-    def bind(self, node: fx.Node, values: Any, slopes: Any) -> ReverseStep:
+    def bind(self, node: fx.Node, values: Any, slopes: Any) -> None:
         """As :meth:`OperationAdjoint.bind`."""
-        return lambda store: store.rejoin(node)
 
 
 @dataclass(frozen=True)
@@ -203,12 +206,13 @@ def _of_equal_parts(split: fx.Node, slopes: dict[fx.Node, Any], shape: tuple[int
         or not all(isinstance(slope, Tensor) for slope in slopes.values())
     ):
         return None
-    axis, sizes = axes[0], (len(parts), own[axes[0]])
+    axis = axes[0]
+    split_up = (*full[:axis], len(parts), *own[axis:])
     stacked = torch.stack([slopes[part].reshape(-1, *own) for part in parts], dim=axis + 1)
 
     def pull(store: GradientStore, gradient: Tensor) -> None:
         total, fresh = store.slot(source)
         gradient = _in_shape(gradient, own).unsqueeze(axis + 2)
-        _add_product(total.unflatten(axis + 2, sizes), fresh, gradient, stacked)
+        _add_product(total.view(*total.shape[:2], *split_up), fresh, gradient, stacked)
 
     return pull

@@ -25,6 +25,7 @@ class GradientStore:
 
     Attributes:
         runs: The gradients of uses that lie side by side, shape (R, k, B, *shape).
+        apart: The gradients of views that are none, which are to be added to their sources.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class GradientStore:
         self._gradients: dict[fx.Node, Any] = {}
         # Memory that nothing was written to yet: it need not be zero if it is written as a whole.
         self._fresh: set[fx.Node] = set()
-        self._apart: dict[fx.Node, Tensor] = {}
+        self.apart: dict[fx.Node, Tensor] = {}
         self.runs: dict[tuple[int, ...], Tensor] = {}
         for run in layout.runs:
             self._begin_run(run, [node for n in run if n in reach.uses and (node := layout.tapped[n])])
@@ -91,8 +92,8 @@ class GradientStore:
             return view(self.of(_source(node)))
         except RuntimeError:
             # No view has this shape where the gradient lies in another order.
-            self._apart[node] = self._zeros(node)
-            return self._apart[node]
+            self.apart[node] = self._zeros(node)
+            return self.apart[node]
 
     def slot(self, node: fx.Node) -> tuple[Tensor, bool]:
         """Where the gradient of a node lies, and whether it is to be written as a whole, not added to."""
@@ -119,9 +120,9 @@ class GradientStore:
 
     def rejoin(self, node: fx.Node) -> None:
         """Adds what was kept apart to the source of a view."""
-        if node in self._apart:
+        if node in self.apart:
             source = self.of(_source(node))
-            source.add_(self._apart[node].reshape(source.shape))
+            source.add_(self.apart[node].reshape(source.shape))
 
 
 def _source(view: fx.Node) -> Any:
