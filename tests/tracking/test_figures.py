@@ -41,3 +41,20 @@ def test_sizes_far_apart_have_a_logarithmic_axis() -> None:
 def test_a_curve_without_numbers_is_drawn() -> None:
     low, high = _limits("trace", [np.nan, np.nan], [np.nan, np.nan])
     assert low < high
+
+
+def test_names_of_curves_stand_above_and_hide_nothing() -> None:
+    curve = Curve(np.arange(3), np.ones(3), np.zeros(3), 2 * np.ones(3))
+    names = [f"encoder.layers.{index}.attention" for index in range(12)]
+    figure = lines_figure([Line(name, curve, "#0072b2") for name in names], "trace")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    box, axis = legend.get_window_extent(), figure.axes[0].get_window_extent()
+    assert box.y0 >= axis.y1
+    assert box.x1 <= figure.bbox.x1
+    # The panel is as large as without them.
+    alone = lines_figure([Line("one", curve, "#0072b2")], "trace")
+    alone.draw_without_rendering()
+    assert axis.height > 0.9 * alone.axes[0].get_window_extent().height
+    assert not alone.legends

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from ntkscope import Tracker
 from ntkscope.apps.cli import app
 from ntkscope.tracking import read_runs, write_report
+from ntkscope.tracking.page import plots_of
 from tracking.training import run
 
 
@@ -87,6 +88,26 @@ def test_every_value_can_be_read(logs: list[Path], tmp_path: Path) -> None:
     _, matrix = found.alignment_matrix()
     assert f"steps 2 and 6: {matrix.values[1, 3]:.4f}" in said
     assert sum(text.startswith("steps ") for text in said) == 16
+
+
+def test_what_all_runs_share_is_said_once(logs: list[Path], tmp_path: Path) -> None:
+    write_report([run for log in logs for run in read_runs(log)], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<tr><td>probes</td><td colspan="2">2</td></tr>' in text
+    assert "<tr><td>lr</td><td>0.3</td><td>1.3</td></tr>" in text
+    # A number and its error are not torn apart.
+    assert " ± " not in text
+    assert "\u00a0±\u00a0" in text
+
+
+def test_matrices_of_a_report_have_the_same_colours(logs: list[Path]) -> None:
+    plots = plots_of([run for log in logs for run in read_runs(log)])
+    meshes = [plot.figure.axes[0].collections[0] for plot in plots if plot.key.startswith("alignment-")]
+    low, high = meshes[0].get_clim()
+    assert [mesh.get_clim() for mesh in meshes] == [(low, high)] * 2
+    lowest = min(float(mesh.get_array().min()) for mesh in meshes)
+    assert lowest - 0.1 <= low <= lowest
+    assert high == 1
 
 
 def test_figures_are_written(logs: list[Path], tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_curves_are_those_of_a_tracker(trained: tuple[Path, Tracker], tmp_pa
             assert one.keys() == other.keys()
             for name in one:
                 assert one[name].value == pytest.approx(other[name].value, rel=1e-5, abs=1e-8)
-    assert "alignment of all moments: after" in out.read_text(encoding="utf-8")
+    assert "Alignment of all moments: after" in out.read_text(encoding="utf-8")
     assert found.alignment_matrix()[1].values.shape == (5, 5)
     assert result.output.splitlines()[0].startswith("step 0: trace ")
     again = _invoke("track", FACTORY, "-i", folder / "data.npz", "-c", folder / "step*.pt", "--log", log)

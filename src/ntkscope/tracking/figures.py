@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -38,7 +38,9 @@ __all__ = [
 #: Okabe and Ito's, which colour-blind readers tell apart, and the colour of text.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK = "#333334"
-_DASHES = ("solid", "dashed", "dotted", "dashdot")
+
+Dash: TypeAlias = Literal["solid", "dashed", "dotted", "dashdot"]
+_DASHES: tuple[Dash, ...] = ("solid", "dashed", "dotted", "dashdot")
 
 #: Sizes with such a ratio need a logarithmic axis.
 _FAR = 50
@@ -54,7 +56,7 @@ class Line:
     name: str
     curve: Curve
     color: str
-    dash: str = "solid"
+    dash: Dash = "solid"
 
 
 def title_of(name: str) -> str:
@@ -82,6 +84,7 @@ def lines_figure(lines: Sequence[Line], name: str) -> Figure:
     """One number: a curve for every line, with its 95% interval as a band."""
     figure = _figure(SIZE)
     draw_lines(figure.subplots(), lines, name)
+    _legend(figure, lines)
     return figure
 
 
@@ -109,6 +112,7 @@ def curves_figure(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> 
         axis.tick_params(labelbottom=True)
     for axis in axes[len(drawn) :]:
         axis.remove()
+    _legend(figure, list({line.name: line for _, lines in drawn for line in lines}.values()))
     return figure
 
 
@@ -130,8 +134,23 @@ def draw_lines(axis: Axes, lines: Sequence[Line], name: str) -> None:
     _limits(axis, [line.curve for line in lines], bounded=name in WATCHED and WATCHED[name].bounded)
     axis.set_xlabel("step", fontsize=LETTERS, color=INK)
     axis.set_ylabel(symbol_of(name) or title_of(name), fontsize=LETTERS, color=INK)
-    if len(lines) > 1:
-        axis.legend(fontsize=LETTERS - 1, frameon=False, labelcolor=INK)
+
+
+def _legend(figure: Figure, lines: Sequence[Line]) -> None:
+    """Names of the curves above all panels, where they hide nothing; the figure grows by their rows."""
+    if len(lines) < 2:
+        return
+    from matplotlib.lines import Line2D
+
+    width, height = figure.get_size_inches()
+    longest = max(len(line.name) for line in lines)
+    columns = int(min(len(lines), max(1, width // (0.5 + 0.075 * longest))))
+    figure.set_size_inches(width, height + 0.19 * -(-len(lines) // columns))
+    handles = [Line2D([], [], color=line.color, linestyle=line.dash, label=line.name) for line in lines]
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=columns, fontsize=LETTERS - 1, frameon=False,
+        labelcolor=INK, borderpad=0.1, handlelength=1.6, columnspacing=1.2, labelspacing=0.3,
+    )  # fmt: skip
 
 
 def _limits(axis: Axes, curves: Sequence[Curve], bounded: bool) -> None:
@@ -164,7 +183,7 @@ def _with_bands(curves: Sequence[Curve], low: float, high: float) -> tuple[float
 
 
 def matrix_figure(
-    values: NDArray[np.float64], names: Sequence[Any], label: str, bar: str, bounded: bool = True
+    values: NDArray[np.float64], names: Sequence[Any], label: str, bar: str, lowest: float = 0.0
 ) -> Figure:
     """A matrix as a picture, every cell marked for a page to speak of.
 
@@ -173,13 +192,13 @@ def matrix_figure(
         names: Of rows and columns.
         label: What rows and columns are.
         bar: What the values are.
-        bounded: Whether they lie between 0 and 1.
+        lowest: The darkest value, or that of the matrix if it is lower; the brightest is 1.
     """
     figure = _figure((4.6, 3.9))
     axis: Axes = figure.subplots()
     style(axis)
-    low = min(0.0, float(np.nanmin(values))) if bounded else None
-    mesh = axis.pcolormesh(values, cmap="cividis", vmin=low, vmax=1.0 if bounded else None, gid="cells")
+    low = min(lowest, float(np.nanmin(values)))
+    mesh = axis.pcolormesh(values, cmap="cividis", vmin=low, vmax=1.0, gid="cells")
     mesh.set_edgecolor("face")  # no seams between the cells
     axis.set_aspect("equal")
     axis.invert_yaxis()

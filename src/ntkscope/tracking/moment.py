@@ -15,7 +15,8 @@ from ntkscope.files import check_writable, write_text
 from ntkscope.results import Cost, Estimate
 from ntkscope.tracking.figures import bars_figure, matrix_figure, spectrum_figure, symbol_of, title_of
 from ntkscope.tracking.metrics import WATCHED
-from ntkscope.tracking.page import Plot, render_page, table
+from ntkscope.tracking.page import Plot, render_page
+from ntkscope.tracking.tables import plain_settings, table
 
 __all__ = ["Analysis", "render_analysis"]
 
@@ -81,12 +82,11 @@ def render_analysis(found: Analysis) -> str:
     head = ["number", "what it is", "value ± 1 s.e.", "95% interval", "method", "how to read it"]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.notes)
     left_out = f'<section class="problems"><h2>Left out</h2><ul>{notes}</ul></section>' if notes else ""
-    settings = [[name.replace("_", " "), value] for name, value in found.settings.items()]
-    settings.append(["cost", str(found.cost)])
+    settings = [*plain_settings(found.settings).items(), ("cost", str(found.cost))]
     return render_page(
         f"The kernel of {found.settings.get('model', 'a model')}",
         plots,
-        [left_out, table(rows, head)],
+        [left_out, table(rows, head, prose=True)],
         [f"<section><h2>Settings and costs</h2>{table(settings, ['', ''])}</section>"],
     )
 
@@ -114,7 +114,7 @@ def _layers(found: Analysis) -> Iterator[Plot]:
         hints = {f"bar-{i}": [f"{layer}: {one.value_text()}"] for i, (layer, one) in enumerate(shown.items())}
         more = f" The largest {MOST_LAYERS} of {len(known)}." if len(known) > len(shown) else ""
         figure = bars_figure(list(shown), values, errors, symbol_of(name))
-        yield Plot(f"layers-{name}", f"{title_of(name)} by layer", reading + more, figure, hints)
+        yield Plot(f"layers-{name}", title_of(name), reading + more, figure, "Layers", hints)
 
 
 def _spectrum(found: Analysis) -> Iterator[Plot]:
@@ -126,10 +126,11 @@ def _spectrum(found: Analysis) -> Iterator[Plot]:
     hints = {"point-0": [f"eigenvalue {rank}: {value:.4g}" for rank, value in enumerate(shown, start=1)]}
     yield Plot(
         "spectrum",
-        "spectrum",
+        "eigenvalues",
         "Few large eigenvalues before a steep fall say that few directions learn fast, and the rest slowly."
         + (f" The largest {len(shown)}." if len(positive) > len(shown) else ""),
         spectrum_figure(shown),
+        "Spectrum and samples",
         hints,
     )
 
@@ -150,5 +151,6 @@ def _map(found: Analysis) -> Iterator[Plot]:
         "Bright: a step on one sample moves the other alike. Bright blocks of one class say that the kernel "
         "knows the classes.",
         matrix_figure(found.map, list(names), label, "cosine of gradients"),
+        "Spectrum and samples",
         {"cells": cells},
     )

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import functools
 import html
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ntkscope.files import make_folder, write_text, write_whole
-from ntkscope.tracking.figures import COLORS, Line, lines_figure, lines_of, matrix_figure, symbol_of, title_of
+from ntkscope.tracking.figures import COLORS, Dash, Line, lines_figure, lines_of, matrix_figure, title_of
 from ntkscope.tracking.metrics import WATCHED
 from ntkscope.tracking.run import Run
 from ntkscope.tracking.style import CSS
 from ntkscope.tracking.svg import inline_svg
+from ntkscope.tracking.tables import tables_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 __all__ = ["Plot", "plots_of", "render_page", "write_figures", "write_report"]
 
@@ -36,6 +40,7 @@ class Plot:
         title: Above it.
         reading: How to read it, in one sentence.
         figure: The figure itself.
+        section: The headline that it stands under, with those beside it.
         hints: What its marks say, by the parts' names.
     """
 
@@ -43,6 +48,7 @@ class Plot:
     title: str
     reading: str
     figure: Figure
+    section: str
     hints: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -57,7 +63,7 @@ def write_report(runs: Sequence[Run], path: str | Path) -> None:
         ValueError: If it cannot be written.
     """
     title = "The kernel during training"
-    write_text(Path(path), render_page(title, plots_of(runs), [_problems(runs)], [_settings(runs)]))
+    write_text(Path(path), render_page(title, plots_of(runs), [_problems(runs)], [tables_of(runs)]))
 
 
 def write_figures(plots: Sequence[Plot], folder: Path) -> list[Path]:
@@ -82,7 +88,7 @@ def plots_of(runs: Sequence[Run]) -> list[Plot]:
     values = list(dict.fromkeys(name for run in runs for name in run.values))
     return [
         *(_curve(runs, name) for name in [*names, *values]),
-        *(plot for index, run in enumerate(runs) for plot in _matrix(run, index)),
+        *_matrices(runs),
         *(plot for index, run in enumerate(runs) for plot in _layers(run, index)),
     ]
 
@@ -92,7 +98,7 @@ def _curve(runs: Sequence[Run], name: str) -> Plot:
     reading = WATCHED[name].reading if name in WATCHED else "As the training loop gave it, at every look."
     if len(lines) == 1 and name in WATCHED:
         reading += " The band is the 95% interval."
-    return Plot(f"curve-{name}", title_of(name), reading, lines_figure(lines, name), _hints(lines))
+    return Plot(f"curve-{name}", title_of(name), reading, lines_figure(lines, name), "Curves", _hints(lines))
 
 
 def _hints(lines: Sequence[Line]) -> dict[str, list[str]]:
@@ -107,25 +113,34 @@ def _points(line: Line) -> Iterator[str]:
             yield f"{line.name}, step {step}: {value:.5g}{interval}"
 
 
-def _matrix(run: Run, index: int) -> Iterator[Plot]:
+def _matrices(runs: Sequence[Run]) -> Iterator[Plot]:
+    """The alignment of all moments of every run, in the same colours."""
+    found = {index: known for index, run in enumerate(runs) if (known := _alignments(run)) is not None}
+    # From the next lower tenth on, so that small differences are seen.
+    lowest = min((float(np.nanmin(values)) for _, values in found.values()), default=0.0)
+    for index, (steps, values) in found.items():
+        cells = [
+            f"steps {a} and {b}: {values[i, j]:.4f}" for i, a in enumerate(steps) for j, b in enumerate(steps)
+        ]
+        yield Plot(
+            f"alignment-{index}",
+            runs[index].name,
+            "Bright squares along the diagonal are times in which the kernel stands still; dark ones beside "
+            "them say that it became another.",
+            matrix_figure(values, steps, "step", "cos(K, K′)", min(0.9, math.floor(10 * lowest) / 10)),
+            "Alignment of all moments",
+            {"cells": cells},
+        )
+
+
+def _alignments(run: Run) -> tuple[list[int], NDArray[np.float64]] | None:
     if sum(bool(look.fingerprint) or look.step in run.kept for look in run.looks) < 2:
-        return
+        return None
     try:
         steps, matrix = run.alignment_matrix(most=MOST_MOMENTS)
     except (OSError, ValueError):  # said among the problems
-        return
-    values = matrix.values
-    cells = [
-        f"steps {a} and {b}: {values[i, j]:.4f}" for i, a in enumerate(steps) for j, b in enumerate(steps)
-    ]
-    yield Plot(
-        f"alignment-{index}",
-        f"alignment of all moments: {run.name}",
-        "Bright squares along the diagonal are times in which the kernel stands still; dark ones beside them "
-        "say that it became another.",
-        matrix_figure(values, steps, "step", "cos(K, K′)"),
-        {"cells": cells},
-    )
+        return None
+    return steps, matrix.values
 
 
 def _layers(run: Run, index: int) -> Iterator[Plot]:
@@ -139,11 +154,12 @@ def _layers(run: Run, index: int) -> Iterator[Plot]:
         lines = [line for line in lines if len(line.curve.steps)]
         if lines:
             more = f" The first {MOST_LAYERS} of {len(run.layers)}." if len(run.layers) > MOST_LAYERS else ""
-            title, figure = f"{title_of(name)} by layer: {run.name}", lines_figure(lines, name)
-            yield Plot(f"layers-{name}-{index}", title, reading + more, figure, _hints(lines))
+            key, section = f"layers-{name}-{index}", f"Layers of {run.name}"
+            figure = lines_figure(lines, name)
+            yield Plot(key, title_of(name), reading + more, figure, section, _hints(lines))
 
 
-_DASHES = ("solid", "dashed", "dotted")
+_DASHES: tuple[Dash, ...] = ("solid", "dashed", "dotted")
 
 #: What is drawn by layer, and how to read it.
 _BY_LAYER = {
@@ -165,30 +181,28 @@ def render_page(title: str, plots: Sequence[Plot], before: Sequence[str], after:
         before: HTML above them.
         after: HTML below them.
     """
-    cards = "\n".join(map(_card, plots))
+    groups = itertools.groupby(plots, key=lambda plot: plot.section)
+    cards = "\n".join(_section(name, list(group)) for name, group in groups)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{CSS}</style></head>\n'
         f"<body><main><h1>{html.escape(title)}</h1>\n{''.join(before)}\n"
-        f'<div class="plots">\n{cards}\n</div>\n{"".join(after)}\n</main></body></html>\n'
+        f"{cards}\n{''.join(after)}\n</main></body></html>\n"
     )
+
+
+def _section(name: str, plots: Sequence[Plot]) -> str:
+    cards = "\n".join(map(_card, plots))
+    return f'<section><h2>{html.escape(name)}</h2><div class="plots">\n{cards}\n</div></section>'
 
 
 def _card(plot: Plot) -> str:
-    picture = inline_svg(plot.figure, plot.key, plot.title, plot.hints)
+    label = f"{plot.section}: {plot.title}"
+    picture = inline_svg(plot.figure, plot.key, label, plot.hints)
     reading = html.escape(plot.reading)
-    return f"<figure><h2>{html.escape(plot.title)}</h2>{picture}<figcaption>{reading}</figcaption></figure>"
-
-
-def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
-    """A table of HTML, with everything escaped."""
-    top = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<figure><h3>{html.escape(plot.title)}</h3>{picture}<figcaption>{reading}</figcaption></figure>"
 
 
 def _problems(runs: Sequence[Run]) -> str:
@@ -203,46 +217,3 @@ def _problems(runs: Sequence[Run]) -> str:
         return ""
     items = "".join(f"<li>{html.escape(text)}</li>" for text in dict.fromkeys(said))
     return f'<section class="problems"><h2>What is wrong with the logs</h2><ul>{items}</ul></section>'
-
-
-def _settings(runs: Sequence[Run]) -> str:
-    names = list(dict.fromkeys(name for run in runs for name in (*run.config, *run.settings)))
-    rows = [[name.replace("_", " "), *(_setting(run, name) for run in runs)] for name in names]
-    costs = [_costs(run) for run in runs]
-    rows += [[name, *(cost[name] for cost in costs)] for name in costs[0]] if costs else []
-    last = [
-        [title_of(name), symbol_of(name), *(_last(run, name) for run in runs)]
-        for name in WATCHED
-        if any(name in run.metrics for run in runs)
-    ]
-    head = [run.name for run in runs]
-    return (
-        f"<section><h2>At the last look</h2>{table(last, ['number', 'what it is', *head])}</section>"
-        f"<section><h2>Settings and costs</h2>{table(rows, ['', *head])}</section>"
-    )
-
-
-def _setting(run: Run, name: str) -> str:
-    value = run.config.get(name, run.settings.get(name, ""))
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _last(run: Run, name: str) -> str:
-    found = [look.metrics[name] for look in run.looks if name in look.metrics]
-    return found[-1].value_text() if found else ""
-
-
-def _costs(run: Run) -> dict[str, str]:
-    looks = run.looks
-    seconds, training = sum(look.cost.seconds for look in looks), looks[-1].training if looks else 0.0
-    share = f"{100 * sum(x.cost.seconds for x in looks[1:]) / training:.1f}%" if training > 0 else ""
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    return {
-        "looks": str(len(looks)),
-        "last step": f"{looks[-1].step:,}" if looks else "",
-        "backward passes of looks (VJPs)": f"{sum(look.cost.vjps for look in looks):,}",
-        "seconds of looks": f"{seconds:.2f}",
-        "seconds of training": f"{training:.2f}" if training else "",
-        "looks after the first, of training": share,
-        "versions": versions,
-    }
