@@ -35,7 +35,7 @@ class HookedParts:
         self._whole = HookedProbes(hooked, at_once, ledger)
         self._shares = shares
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """‖J_bᵀz_b‖² of every part, every z_b on its sphere: (n, k) to (k, B, L)."""
         return self._squares.of(probes)
 

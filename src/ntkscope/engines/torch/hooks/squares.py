@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Squares:
     at_once: int
     ledger: Ledger
 
-    def of(self, probes: NDArray[np.float64]) -> Small:
+    def of(self, probes: NDArray[np.floating[Any]]) -> Small:
         """For probes of shape (n, k), every z_b on its sphere, to (k, B, L)."""
         hooked = self.hooked
         z = hooked.own_rows(torch.from_numpy(np.ascontiguousarray(probes.T))).to(hooked.device, hooked.dtype)

@@ -63,7 +63,7 @@ class TorchSamples:
         ledger = self.jacobian.ledger
         return np.concatenate([recorded("squares", partial(self._squares, z), ledger) for z in parts])
 
-    def _squares(self, probes: NDArray[np.float64]) -> Small:
+    def _squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         z = self._tensor(probes.T).contiguous()
         scales = on_spheres(self.jacobian.axes.to_samples(z), self._silent)
         return np.asarray((self.jacobian.squared_norms(z) * scales).cpu().numpy(), dtype=np.float64)
