@@ -70,7 +70,7 @@ def partial_traces() -> dict[str, Any]:
     found["seconds"] = total
     # Probes w ⊗ e_u that share one w over time and batch: right in the mean over random w alone.
     ntk = _kernel(case)
-    exact = np.asarray(ntk.partial_trace("unit", "exact", names=("time", "batch", "unit")).values)
+    exact = np.asarray(ntk.partial_trace("unit", method="exact", names=("time", "batch", "unit")).values)
     times, batch, units = ntk.output_shape
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (times, batch))
     for name, weights in (("ones", np.ones((times, batch))), ("one draw of signs", signs)):

@@ -116,5 +116,25 @@ def test_data_that_streams() -> None:
     np.testing.assert_allclose(streamed.diagonal("exact").values, whole.diagonal("exact").values, rtol=1e-12)
     by_sample = streamed.split(by="sample", method="exact")
     assert list(map(float, by_sample.values())) == pytest.approx(whole.squared_gradients("exact").values)
-    with pytest.raises(ValueError, match="splits are not there for data that streams; pass one batch"):
-        streamed.split()
+    for how in ({"method": "exact"}, {"method": "per-sample", "products": 5}):
+        for by in ("layer", "parameter"):
+            ours, theirs = streamed.split(by=by, **how), whole.split(by=by, **how)  # type: ignore[arg-type]
+            assert ours.keys() == theirs.keys()
+            assert list(map(float, ours.values())) == pytest.approx(list(map(float, theirs.values())))
+    with pytest.raises(ValueError, match="norms and alignments of parts are not there for data that streams"):
+        streamed.split("frobenius_norm")
+    with pytest.raises(ValueError, match="norms and alignments of parts are not there for data that streams"):
+        streamed.part_alignments(method="per-sample", products=4)
+
+
+def test_partial_traces_of_data_that_streams() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double(), torch.randn(6, 5).double()
+    streamed = NTK(model, DataLoader(TensorDataset(x), batch_size=4))
+    whole = NTK(model, x)
+    for how in ({"method": "exact"}, {"method": "reverse", "products": 12}):
+        ours = streamed.partial_trace("unit", names=("batch", "unit"), **how)  # type: ignore[arg-type]
+        theirs = whole.partial_trace("unit", names=("batch", "unit"), **how)  # type: ignore[arg-type]
+        np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-9)
+    with pytest.raises(ValueError, match="keep the axis of samples are not there for data that streams"):
+        streamed.partial_trace("batch", method="exact", names=("batch", "unit"))

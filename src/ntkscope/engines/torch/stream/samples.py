@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 from ntkscope.engines.base import Directions, SampleParts
 from ntkscope.engines.torch.kernel import TorchEngine
 from ntkscope.engines.torch.samples.inner_products import kernel_inner_products
-from ntkscope.engines.torch.samples.traced import TorchSamples
+from ntkscope.engines.torch.stream.parts import StreamParts
+from ntkscope.engines.torch.stream.passes import InPasses
 from ntkscope.engines.torch.stream.probed import StreamProbed
 from ntkscope.engines.torch.stream.rows import StreamRows
 from ntkscope.engines.torch.stream.source import Stream, samples_of
-from ntkscope.journal import recorded
 from ntkscope.operators.space import Small
 
 __all__ = ["StreamSamples"]
@@ -28,10 +27,13 @@ _NO_FORWARD = (
 )
 
 
-_NO_PARTS = "partial traces are not there for data that streams; pass one batch of it"
+_NO_PARTS = (
+    "partial traces that keep the axis of samples are not there for data that streams; pass one batch of it, "
+    "or keep other axes"
+)
 
 
-class StreamSamples:
+class StreamSamples(InPasses):
     """The Jacobian of every sample, as :class:`ntkscope.engines.base.Samples` describes it.
 
     Args:
@@ -40,13 +42,8 @@ class StreamSamples:
     """
 
     def __init__(self, stream: Stream, budget: int) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._budget = budget
-
-    @property
-    def batch(self) -> int:
-        """B, the number of samples in all batches."""
-        return self._stream.axes.batch
 
     @property
     def outputs(self) -> int:
@@ -61,20 +58,9 @@ class StreamSamples:
         """‖J_bᵀz_b‖² for probes of shape (n, k), to (k, B), by one pass over the data."""
 
         def of_batch(engine: TorchEngine, number: int) -> Small:
-            places = self._stream.positions(number, engine).numpy()
-            return samples_of(engine).squares(probes[places])
+            return samples_of(engine).squares(self.own(probes, engine, number))
 
-        return np.concatenate(self._of_batches("squares of a batch", of_batch), axis=1)
-
-    def _of_batches(self, name: str, work: Callable[[TorchEngine, int], Small]) -> list[Small]:
-        """What is known of each batch, in one pass; of what is kept in a file the data is only read."""
-        reader = self._stream.reader()
-
-        def visit(number: int) -> Small:
-            return work(self._stream.visit(number, reader), number)
-
-        count = len(self._stream.batches)
-        return [recorded(name, partial(visit, number), self._stream.ledger) for number in range(count)]
+        return np.concatenate(self.of_batches("squares of a batch", of_batch), axis=1)
 
     def forward_squares(self, count: int, directions: Directions) -> Small:
         """Not of data that streams.
@@ -91,24 +77,7 @@ class StreamSamples:
 
     def exact_squares(self, report: Callable[[int, int], None]) -> Small:
         """‖J_b‖²_F of every sample, by one-hot probes, in one pass."""
-        return self._in_one_pass(report, lambda samples, here: samples.exact_squares(here))
-
-    def _in_one_pass(
-        self,
-        report: Callable[[int, int], None],
-        work: Callable[[TorchSamples, Callable[[int, int], None]], Small],
-    ) -> Small:
-        """What is known of every sample, from the batches in turn; the report counts thousandths."""
-
-        def of_batch(engine: TorchEngine, number: int) -> Small:
-            before, batch = self._stream.starts[number], self._stream.batches[number]
-
-            def here(done: int, total: int) -> None:
-                report(round(1000 * (before + batch * done / max(total, 1))), 1000 * self.batch)
-
-            return work(samples_of(engine), here)
-
-        return np.concatenate(self._of_batches("numbers of a batch", of_batch))
+        return self.in_one_pass(report, lambda engine, here: samples_of(engine).exact_squares(here))
 
     def exact_moments(self, others: Sequence[Any], report: Callable[[int, int], None]) -> tuple[Small, Small]:
         """Traces and inner products in tiles over all pairs of batches, by layer factors."""
@@ -121,21 +90,37 @@ class StreamSamples:
 
     def output_squares(self, report: Callable[[int, int], None]) -> Small:
         """‖∂h_bi/∂θ‖² of every output of every sample, by one-hot probes, in one pass: shape (B, s)."""
-        return self._in_one_pass(report, lambda samples, here: samples.output_squares(here))
+        return self.in_one_pass(report, lambda engine, here: samples_of(engine).output_squares(here))
 
     def in_parts(self, parts: Mapping[str, int]) -> SampleParts:
-        """None, of data that streams."""
-        raise ValueError("splits are not there for data that streams; pass one batch of it")
+        """The same by parts of the parameters."""
+        return StreamParts(self._stream, parts)
 
     def grams(self, probes: NDArray[np.int8], rows: int, *, across: bool) -> Small:
-        """None, of data that streams."""
-        raise ValueError(_NO_PARTS)
+        """As :meth:`ntkscope.engines.base.Samples.grams`, summed over samples, by one pass."""
+        _check_summed(across)
+
+        def of_batch(engine: TorchEngine, number: int) -> Small:
+            return samples_of(engine).grams(self.own(probes, engine, number), rows, across=False)
+
+        return _sum(self.of_batches("grams of a batch", of_batch))
 
     def output_grams(
         self, outputs: NDArray[np.int64], *, across: bool, report: Callable[[int, int], None]
     ) -> Small:
-        """None, of data that streams."""
-        raise ValueError(_NO_PARTS)
+        """As :meth:`ntkscope.engines.base.Samples.output_grams`, summed over samples, by one pass."""
+        _check_summed(across)
+
+        def of_batch(engine: TorchEngine, number: int) -> Small:
+            def here(done: int, total: int) -> None:
+                report(
+                    self._stream.starts[number] * total + self._stream.batches[number] * done,
+                    self.batch * total,
+                )
+
+            return samples_of(engine).output_grams(outputs, across=False, report=here)
+
+        return _sum(self.of_batches("grams of outputs of a batch", of_batch))
 
     def forward(self, count: int, directions: Directions) -> Small:
         """None, of data that streams."""
@@ -154,3 +139,13 @@ class StreamSamples:
         batches = self._stream.batches
         known = samples_of(self._stream.visit(0, self._stream.reader())).describe()
         return f"{self.batch:,} samples in {len(batches):,} batches, of which the first: {known}"
+
+
+def _check_summed(across: bool) -> None:
+    if across:
+        raise ValueError(_NO_PARTS)
+
+
+def _sum(parts: list[Small]) -> Small:
+    total: Small = np.sum(parts, axis=0)
+    return total
