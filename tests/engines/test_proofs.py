@@ -253,3 +253,25 @@ def test_what_can_only_be_kept_alive_has_no_such_outline() -> None:
 def test_true_is_not_one() -> None:
     assert outline_of([{"flag": True}]) != outline_of([{"flag": 1}])
     assert outline_of([{"flag": {"a": True}}]) != outline_of([{"flag": {"a": 1}}])
+
+
+class _Mixing(nn.Module):
+    """Mixes features by a matrix that is no parameter, sparse or not."""
+
+    def __init__(self, mixing: Tensor) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("mixing", mixing)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.mixing @ self.layer(x).T).T  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False), (True, True)])
+def test_sparse_buffers_are_proven_each_time(order: tuple[bool, bool]) -> None:
+    torch.manual_seed(0)
+    mixing, x = torch.diag(torch.tensor([1.0, 2.0, 3.0])), _x().float()
+    model = _Mixing(mixing)
+    for sparse in order:
+        model.mixing = mixing.to_sparse() if sparse else mixing
+        assert NTK(model, x).trace("exact").value == pytest.approx(14 * float((x**2).sum() + len(x)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntkscope.engines.torch.compat import pytree
 
-__all__ = ["Constants", "have_one_form", "layout_of", "outlines"]
+__all__ = ["Constants", "have_one_form", "is_equal", "layout_of", "outlines"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,21 @@ def layout_of(inputs: Any) -> list[Any]:
     return [str(spec), *((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)]
 
 
+def is_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers; of layouts that torch does not compare no two are."""
+    if (one.layout, one.shape, one.dtype, one.device) != (
+        other.layout,
+        other.shape,
+        other.dtype,
+        other.device,
+    ):
+        return False
+    if one.layout is torch.sparse_coo:
+        ours, theirs = one.coalesce(), other.coalesce()
+        return torch.equal(ours.indices(), theirs.indices()) and torch.equal(ours.values(), theirs.values())
+    return one.layout is torch.strided and torch.equal(one, other)
+
+
 def outlines(tensors: Mapping[str, Tensor]) -> list[Any]:
     """Name, shape, dtype and device of each."""
     return [(name, value.shape, value.dtype, value.device) for name, value in tensors.items()]
@@ -75,5 +90,5 @@ def _same(first: list[Any], second: list[Any]) -> bool:
 
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return outlines(first) == outlines(second) and all(
-        torch.equal(value, second[name]) for name, value in first.items()
+        is_equal(value, second[name]) for name, value in first.items()
     )

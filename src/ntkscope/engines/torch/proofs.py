@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkscope.engines.torch.compat import pytree
-from ntkscope.engines.torch.constants import have_one_form, outlines
+from ntkscope.engines.torch.constants import have_one_form, is_equal, outlines
 from ntkscope.engines.torch.meter import ForwardSize
 from ntkscope.engines.torch.outlines import Outline
 
@@ -67,7 +67,7 @@ class Claim:
             (self.layer, self.parameters) == (other.layer, other.parameters)
             and self.outputs is other.outputs
             and have_one_form(self.given, other.given)
-            and all(map(torch.equal, _tensors(self.given), _tensors(other.given)))
+            and all(map(is_equal, _tensors(self.given), _tensors(other.given)))
             and self.outline == other.outline
         )
 
@@ -75,9 +75,9 @@ class Claim:
         """The same, which does not keep the module alive; ``None`` where it cannot be kept so."""
         tensors = _tensors(self.given)
         outline = self.outline.without_owning()
-        if outline is None or sum(tensor.nbytes for tensor in tensors) > _MOST_BYTES:
+        if outline is None or any(tensor.layout is not torch.strided for tensor in tensors):
             return None
-        if any(tensor.layout is not torch.strided for tensor in tensors):
+        if sum(tensor.nbytes for tensor in tensors) > _MOST_BYTES:
             return None
         if not _holds_nothing(self.outputs):
             return None
