@@ -67,19 +67,17 @@ class Claim:
             (self.layer, self.parameters) == (other.layer, other.parameters)
             and self.outputs is other.outputs
             and have_one_form(self.given, other.given)
-            and all(map(torch.equal, _tensors(self.given), _tensors(other.given)))
+            and all(map(_equal, _tensors(self.given), _tensors(other.given)))
             and self.outline == other.outline
         )
 
     def without_owning(self) -> Claim | None:
         """The same, which does not keep the module alive; ``None`` where it cannot be kept so."""
         tensors = _tensors(self.given)
+        if not all(map(_is_dense, tensors)) or sum(tensor.nbytes for tensor in tensors) > _MOST_BYTES:
+            return None
         outline = self.outline.without_owning()
-        if outline is None or sum(tensor.nbytes for tensor in tensors) > _MOST_BYTES:
-            return None
-        if any(tensor.layout is not torch.strided for tensor in tensors):
-            return None
-        if not _holds_nothing(self.outputs):
+        if outline is None or not _holds_nothing(self.outputs):
             return None
         return Claim(outline, self.layer, self.outputs, self.parameters, self.given)
 
@@ -99,6 +97,14 @@ def keep(module: nn.Module, claim: Claim, size: ForwardSize) -> None:
 
 def _tensors(given: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return _is_dense(first) and _is_dense(second) and torch.equal(first, second)
 
 
 def _holds_nothing(outputs: Any) -> bool:

@@ -72,7 +72,7 @@ class SpreadSamples(_Spread):
         """As :meth:`ntkscope.engines.base.Samples.state_index`."""
         return self._index
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """‖J_bᵀz_b‖² for probes of shape (n, k), to (k, B)."""
         return self._every(lambda: self.own.squares(self._own(probes)), 1)
 
@@ -157,7 +157,7 @@ class _SpreadParts(_Spread):
         super().__init__(places)
         self._parts = own
 
-    def squares(self, probes: NDArray[np.float64]) -> Small:
+    def squares(self, probes: NDArray[np.floating[Any]]) -> Small:
         """As :meth:`ntkscope.engines.base.SampleParts.squares`: (n, k) to (k, B, L)."""
         return self._every(lambda: self._parts.squares(self._own(probes)), 1)
 
