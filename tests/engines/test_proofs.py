@@ -207,6 +207,30 @@ def test_large_inputs_are_not_kept(compared: list[int], monkeypatch: pytest.Monk
     assert len(compared) == 2
 
 
+@pytest.mark.parametrize("place", ["buffer", "input"])
+def test_sparse_tensors_are_not_compared(place: str, compared: list[int]) -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2).double()
+            if place == "buffer":
+                self.register_buffer("adjacency", torch.eye(4, dtype=torch.float64).to_sparse())
+
+        def forward(self, x: Tensor, adjacency: Tensor | None = None) -> Tensor:
+            return torch.sparse.mm(self.adjacency if adjacency is None else adjacency, self.layer(x))
+
+    model, x = Graph(), _x()
+    dense_one = torch.eye(4, dtype=torch.float64)
+    for _ in range(2):
+        ntk = NTK(model, x if place == "buffer" else (x, dense_one.to_sparse()), batch_dim=None)
+        assert ntk.trace("exact").value > 0
+    assert len(compared) == 2
+    if place == "input":
+        NTK(model, (x, dense_one), batch_dim=None)
+        NTK(model, (x, dense_one.to_sparse()), batch_dim=None)
+        assert len(compared) == 4
+
+
 def test_few_proofs_of_a_module_are_kept() -> None:
     model = _net()
     for seed in range(7):

@@ -74,12 +74,10 @@ class Claim:
     def without_owning(self) -> Claim | None:
         """The same, which does not keep the module alive; ``None`` where it cannot be kept so."""
         tensors = _tensors(self.given)
+        if not all(map(_is_dense, tensors)) or sum(tensor.nbytes for tensor in tensors) > _MOST_BYTES:
+            return None
         outline = self.outline.without_owning()
-        if outline is None or any(tensor.layout is not torch.strided for tensor in tensors):
-            return None
-        if sum(tensor.nbytes for tensor in tensors) > _MOST_BYTES:
-            return None
-        if not _holds_nothing(self.outputs):
+        if outline is None or not _holds_nothing(self.outputs):
             return None
         return Claim(outline, self.layer, self.outputs, self.parameters, self.given)
 
@@ -99,6 +97,10 @@ def keep(module: nn.Module, claim: Claim, size: ForwardSize) -> None:
 
 def _tensors(given: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided
 
 
 def _holds_nothing(outputs: Any) -> bool:
