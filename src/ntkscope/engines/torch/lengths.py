@@ -10,19 +10,21 @@ from torch import Tensor
 
 __all__ = ["distance", "furthest", "joint_distance", "joint_length", "joint_sums", "length"]
 
-# Numbers at a time: what is made of them stays in the processor's cache.
-_STEP = 1 << 15
+# Numbers at a time: so few that a processor keeps them in its cache, four times as quick; elsewhere every
+# step is a launch.
+_IN_CACHE, _STEP = 1 << 14, 1 << 20
 # Tensors that are smaller together are taken as one: each on its own takes longer than its numbers.
-_JOINT = _STEP
+_JOINT = 1 << 15
 
 
 def _differences(first: Tensor, second: Tensor | None) -> Iterator[Tensor]:
     """The entries of the first tensor, or of the difference, in float64, some at a time."""
     ours = first.reshape(-1)
     theirs = None if second is None else second.reshape(-1)
-    for start in range(0, ours.numel(), _STEP):
-        part = ours[start : start + _STEP].double()
-        yield part if theirs is None else part - theirs[start : start + _STEP].to(part)
+    step = _IN_CACHE if ours.device.type == "cpu" else _STEP
+    for start in range(0, ours.numel(), step):
+        part = ours[start : start + step].double()
+        yield part if theirs is None else part - theirs[start : start + step].to(part)
 
 
 def length(value: Tensor) -> float:
