@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
@@ -15,9 +16,14 @@ from gpt import LENGTH, WIDTH, WORDS, make, tokens
 from ntkscope import NTK
 from sharded import COUNTS, PROBES, SCENARIOS, layers, measured, process
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
+    ),
+    pytest.mark.skipif(
+        not hasattr(torch.cpu.Stream, "record_event"), reason="fully_shard of this torch needs a GPU"
+    ),
+]
 
 WORLD = len(COUNTS)
 BLOCKS = 4
