@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from ntkscope import measure as _measure
 from ntkscope.metrics import STANDARD
+from ntkscope.metrics import check_metrics as _check_metrics
 from ntkscope.operators.composed import as_map
 from ntkscope.operators.space import Map
 from ntkscope.results import Estimate, Measurement, Measurements, named_kernels
@@ -196,7 +197,7 @@ def measure(
     0.7071
     """
     chosen = options_of(options, products, seed, limits, keeps=True)
-    wanted = _measure.check_metrics(metrics)
+    wanted = _check_metrics(metrics)
     return _measure.measure([A, *others], wanted, method, chosen, trace_run=trace_run)
 
 
@@ -238,7 +239,7 @@ def measure_all(
     if not operators:
         raise ValueError("measure_all needs at least one operator, found none; pass a list of operators")
     chosen = options_of(options, products, seed, limits, keeps=True)
-    wanted = _measure.check_metrics(metrics)
+    wanted = _check_metrics(metrics)
     given, names = named_kernels(operators)
     return _measure.measure_all(given, wanted, method, chosen).named(names)
 

@@ -341,19 +341,3 @@ def _with_trace(start: Start, source: Run[Estimate], others: Mapping[int, Estima
 
     shares = [0 if isinstance(source, Fixed) else 1, 3]
     return Start(GroupRun([source, start.run], shares, joined), start.exact)
-
-
-def check_metrics(metrics: Sequence[str], known: Mapping[str, Any] = METRICS) -> tuple[str, ...]:
-    """Names of metrics, each one that there is.
-
-    Raises:
-        TypeError: If it is a text instead of several.
-        ValueError: For an unknown one, or none.
-    """
-    if isinstance(metrics, str):
-        raise TypeError(f"metrics must be several names, found {metrics!r}; pass ({metrics!r},)")
-    unknown = [metric for metric in metrics if metric not in known]
-    if unknown or not metrics:
-        found = repr(unknown[0]) if unknown else "none"
-        raise ValueError(f"unknown metric {found}; choose from " + ", ".join(map(repr, known)))
-    return tuple(dict.fromkeys(metrics))

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ntkscope.errors import said
 from ntkscope.results import Cost, Estimate
@@ -14,7 +14,7 @@ from ntkscope.results.estimate import DOUBLE_EPSILON
 from ntkscope.runs.bounds import bounds_of
 from ntkscope.runs.moments import Moment, MomentSource
 
-__all__ = ["METRICS", "STANDARD", "Powers", "evaluate", "kernels_of", "moments_of"]
+__all__ = ["METRICS", "STANDARD", "Powers", "check_metrics", "evaluate", "kernels_of", "moments_of"]
 
 #: The exponents of the moments: ``{(0,): 2, (0, 0): -1}`` is (tr K)² / ‖K‖²_F.
 Powers: TypeAlias = Mapping[Moment, float]
@@ -147,3 +147,19 @@ def _method(method: str, source: str) -> str:
     if not source:
         return method
     return f"{method}, {source}" if source.startswith("trace by ") else source
+
+
+def check_metrics(metrics: Sequence[str], known: Mapping[str, Any] = METRICS) -> tuple[str, ...]:
+    """Names of metrics, each one that there is.
+
+    Raises:
+        TypeError: If it is a text instead of several.
+        ValueError: For an unknown one, or none.
+    """
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics must be several names, found {metrics!r}; pass ({metrics!r},)")
+    unknown = [metric for metric in metrics if metric not in known]
+    if unknown or not metrics:
+        found = repr(unknown[0]) if unknown else "none"
+        raise ValueError(f"unknown metric {found}; choose from " + ", ".join(map(repr, known)))
+    return tuple(dict.fromkeys(metrics))

@@ -10,7 +10,7 @@ import numpy as np
 from ntkscope import measure
 from ntkscope.engines.base import Engine, LinearMap, Refusal, Samples
 from ntkscope.engines.pick import make_engine
-from ntkscope.metrics import METRICS, STANDARD
+from ntkscope.metrics import METRICS, STANDARD, check_metrics
 from ntkscope.results import (
     Cost,
     Measurements,
@@ -358,5 +358,5 @@ def measure_all(
     given, names = named_kernels(kernels)
     checked = [checked_other(given[0], kernel) for kernel in given]
     chosen = options_of(options, products, seed, limits, keeps=True)
-    found = measure.measure_all(checked, measure.check_metrics(metrics), method, chosen)
+    found = measure.measure_all(checked, check_metrics(metrics), method, chosen)
     return found.named(names)

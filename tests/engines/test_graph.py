@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ntkscope import NTK
 from ntkscope.engines.torch.errors import StructureError
 from ntkscope.engines.torch.graph.opened import Graph, trace
-from ntkscope.engines.torch.samples.jacobian import SampleJacobian, jobs
+from ntkscope.engines.torch.graph.pieces import jobs
+from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from zoo import BY_NAME, INDEPENDENT, Case, Function, each
 
 

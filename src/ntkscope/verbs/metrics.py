@@ -10,7 +10,7 @@ from ntkscope import measure
 from ntkscope.engines.base import Engine
 from ntkscope.fingerprints import Fingerprint
 from ntkscope.fingerprints.take import take_fingerprint
-from ntkscope.metrics import STANDARD
+from ntkscope.metrics import STANDARD, check_metrics
 from ntkscope.results import Estimate, Measurement, named_kernels
 from ntkscope.settings import Limits, Method, Options, TraceMethod, TraceSource, options_of
 from ntkscope.variants.centered import centered_alignment
@@ -192,7 +192,7 @@ class MetricVerbs:
         given, names = named_kernels(others)
         kernels = [self, *(checked_other(self, other) for other in given)]
         chosen = options_of(options, products, seed, limits, keeps=True)
-        wanted = measure.check_metrics(metrics)
+        wanted = check_metrics(metrics)
         found = measure.measure(kernels, wanted, method, chosen, trace_method=trace_method)
         return dataclasses.replace(found, others=names)
 

@@ -20,7 +20,7 @@ from ntkscope.operators.ledger import Ledger
 from ntkscope.operators.probes import sphere_probes
 from ntkscope.operators.space import Small
 
-__all__ = ["ForwardMap", "KernelMap", "Products", "ReverseMap", "portions"]
+__all__ = ["ForwardMap", "KernelMap", "Products", "ReverseMap", "portions", "users_block"]
 
 
 class Products(Protocol):
@@ -58,6 +58,27 @@ _TOGETHER = 8
 def portions(block: Tensor) -> Sequence[Tensor]:
     """A block, in a few columns at a time where products are kept in a file."""
     return block.split(_TOGETHER, dim=1) if active() else [block]
+
+
+def users_block(v: Any, size: int, columns: str) -> tuple[Tensor, bool]:
+    """A vector or a block of columns as torch has it, and whether it came from NumPy.
+
+    Args:
+        v: What a user has given.
+        size: Of its first axis.
+        columns: What that is called, for errors.
+
+    Raises:
+        ValueError: If the first axis does not fit.
+    """
+    from_numpy = not isinstance(v, Tensor)
+    block = torch.as_tensor(np.asarray(v)) if from_numpy else v
+    if block.dim() not in (1, 2) or block.shape[0] != size:
+        raise ValueError(
+            f"expected a vector of shape ({size},) or a block of columns ({size}, k), "
+            f"since {columns}={size}; found shape {tuple(block.shape)}"
+        )
+    return block, from_numpy
 
 
 class _JacobianMap(ArrayBlocks):
@@ -111,15 +132,8 @@ class _JacobianMap(ArrayBlocks):
         Raises:
             ValueError: If the first axis does not fit.
         """
-        from_numpy = not isinstance(v, Tensor)
-        block = torch.as_tensor(np.asarray(v)) if from_numpy else v
-        size = self.shape[1]
-        if block.dim() not in (1, 2) or block.shape[0] != size:
-            raise ValueError(
-                f"expected a vector of shape ({size},) or a block of columns ({size}, k), "
-                f"since {self.columns}={size}; found shape {tuple(block.shape)}"
-            )
-        rows = block.reshape(size, -1).T.to(self._device, self._dtype)
+        block, from_numpy = users_block(v, self.shape[1], self.columns)
+        rows = block.reshape(len(block), -1).T.to(self._device, self._dtype)
         result = self.apply(rows.contiguous().T).detach()
         result = result[:, 0] if block.dim() == 1 else result
         return result.cpu().numpy() if from_numpy else result.to(self.jacobian.function.dtype)

@@ -6,6 +6,7 @@ alone is pulled back without passing through the later steps.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, fx
 
 from ntkscope.engines.torch.graph.operators import is_move
 
-__all__ = ["Piece", "pieces_of"]
+__all__ = ["Piece", "jobs", "pieces_of"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,24 @@ def _sources(state: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:
         else:
             sources[node] = None
     return list(sources), moves
+
+
+def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """All entries of all pieces, so many at a time; the entries of one piece stay together if they fit."""
+    job: list[tuple[int, Tensor]] = []
+    room = probes
+    for number, piece in enumerate(pieces):
+        entries = piece.entries
+        if len(entries) > room and job:
+            yield job
+            job, room = [], probes
+        if len(entries) > probes:
+            parts = -(-len(entries) // probes)
+            for part in entries.chunk(parts):
+                yield [(number, part)]
+            continue
+        if len(entries):
+            job.append((number, entries))
+            room -= len(entries)
+    if job:
+        yield job

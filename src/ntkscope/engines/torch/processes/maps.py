@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ntkscope.engines.torch.finite import check_squares
 from ntkscope.engines.torch.jacobian import Jacobian
+from ntkscope.engines.torch.maps import users_block
 from ntkscope.engines.torch.processes.exchange import Exchange
 from ntkscope.operators.arrays import ArrayBlocks
 from ntkscope.operators.ledger import Ledger
@@ -185,14 +186,8 @@ class SpreadMap(ArrayBlocks):
         Raises:
             ValueError: If the first axis does not fit.
         """
-        from_numpy = not isinstance(v, Tensor)
-        block = torch.as_tensor(np.asarray(v)) if from_numpy else v
         size = self.shape[1]
-        if block.dim() not in (1, 2) or block.shape[0] != size:
-            raise ValueError(
-                f"expected a vector of shape ({size},) or a block of columns ({size}, k), "
-                f"since {'n' if self._takes else 'p'}={size}; found shape {tuple(block.shape)}"
-            )
+        block, from_numpy = users_block(v, size, "n" if self._takes else "p")
         given = block.reshape(size, -1).to(self._device, self._dtype)
         product = self.apply(self._places.part(given) if self._takes else given)
         result = self._places.joined(product.rows) if self._gives else product

@@ -23,7 +23,7 @@ from ntkscope.engines.torch.graph.groups import (
     tapped_parameters,
 )
 from ntkscope.engines.torch.graph.opened import Graph, trace
-from ntkscope.engines.torch.graph.pieces import Piece
+from ntkscope.engines.torch.graph.pieces import jobs
 from ntkscope.engines.torch.memory import DEFAULT_BUDGET, Portions, is_out_of_memory
 from ntkscope.engines.torch.reverse.pick import pick_reverse
 from ntkscope.engines.torch.reverse.workspace import Workspace
@@ -339,24 +339,3 @@ class SampleJacobian:
         function = self.function
         leaves = self.axes.split(function.inputs, samples)
         return linearize_with_noise(self.graph, self.groups, function.parameters, leaves, function.device)
-
-
-def jobs(pieces: tuple[Piece, ...], probes: int) -> Iterator[list[tuple[int, Tensor]]]:
-    """All entries of all pieces, so many at a time; the entries of one piece stay together if they fit."""
-    job: list[tuple[int, Tensor]] = []
-    room = probes
-    for number, piece in enumerate(pieces):
-        entries = piece.entries
-        if len(entries) > room and job:
-            yield job
-            job, room = [], probes
-        if len(entries) > probes:
-            parts = -(-len(entries) // probes)
-            for part in entries.chunk(parts):
-                yield [(number, part)]
-            continue
-        if len(entries):
-            job.append((number, entries))
-            room -= len(entries)
-    if job:
-        yield job

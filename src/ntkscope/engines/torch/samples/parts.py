@@ -16,9 +16,10 @@ from ntkscope.engines.torch.gradients.factors import Direct, Factor, Outer
 from ntkscope.engines.torch.gradients.sides import Features
 from ntkscope.engines.torch.graph.groups import Group, group_shape
 from ntkscope.engines.torch.graph.opened import Graph
+from ntkscope.engines.torch.graph.pieces import jobs
 from ntkscope.engines.torch.samples.grams import Outputs
 from ntkscope.engines.torch.samples.inner_products import kernel_inner_products
-from ntkscope.engines.torch.samples.jacobian import SampleJacobian, jobs
+from ntkscope.engines.torch.samples.jacobian import SampleJacobian
 from ntkscope.engines.torch.samples.linearization import Gradient
 from ntkscope.engines.torch.samples.probed import ProbedGradients
 from ntkscope.engines.torch.samples.strata import on_spheres
