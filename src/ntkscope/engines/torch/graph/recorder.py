@@ -184,9 +184,7 @@ class _Recorder(PreDispatchMode):
         # FX takes longer to find a name, and to look through the arguments, than to make a node.
         self._count += 1
         node = self._graph.create_node("call_function", target, name=f"value_{self._count}")
-        node.args = args
-        if kwargs:
-            node.kwargs = kwargs
+        node.args, node.kwargs = args, kwargs or {}
         return node
 
     def _record(
